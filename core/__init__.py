@@ -1,0 +1,1 @@
+"""What every layer may use: clock, ids, money, errors, settings, database, logging."""

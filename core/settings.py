@@ -1,0 +1,105 @@
+"""Every setting, read once by `functions/wiring.py`: environment variables `FAREBOX_*`, then defaults.
+
+Each field's comment is its documentation; `docs/settings.md` lists them and a test keeps the two alike.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from core.errors import Invalid
+
+_UNIX_SOCKET_PATH_MAX = 100  # the kernel allows 107 bytes; some leave less
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Immutable configuration of one installation; times in seconds, sizes in bytes, as the names say."""
+
+    home: Path  # everything Farebox keeps: database, journal, keys, logs, engines, models
+    host: str = "127.0.0.1"  # address the gateway listens on
+    port: int = 8080  # port the gateway listens on
+    database_url: str = ""  # empty: SQLite in the home
+    engines_dir: str = ""  # empty: engines/ in the home; may be shared by several homes
+    models_dir: str = ""  # empty: models/ in the home; may be shared by several homes
+    log_level: str = "INFO"
+    max_body_bytes: int = 10 * 1024 * 1024  # largest request body
+    max_concurrent_requests: int = 4096  # calls in flight in one gateway; more are answered 503
+    max_waiting_per_deployment: int = 256  # callers that may wait for one deployment to start
+    wait_for_start_s: int = 600  # a streaming caller waits at most this long for a start
+    hold_plain_call_s: int = 120  # a non-streaming caller waits at most this long, then 503 with Retry-After
+    sse_comment_every_s: int = 10  # `: waiting` comments to a streaming caller meanwhile
+    upstream_connect_timeout_s: int = 10
+    upstream_first_byte_timeout_s: int = 600
+    upstream_between_bytes_timeout_s: int = 300
+    scale_to_zero_after_s: int = 300  # a server without calls for this long is stopped
+    start_timeout_s: int = 900  # a server that is not healthy by then has failed
+    journal_max_bytes: int = 1024 * 1024 * 1024  # usage not yet on the ledger; calls are refused beyond
+    minute_lateness_s: int = 60  # a usage minute closes this long after its end
+    drain_grace_s: int = 30  # SIGTERM: streams in flight get this long
+
+    @property
+    def sql_url(self) -> str:
+        """SQLAlchemy URL of the database in use."""
+        return self.database_url or f"sqlite:///{self.home / 'farebox.db'}"
+
+    @property
+    def engines_path(self) -> Path:
+        return Path(self.engines_dir) if self.engines_dir else self.home / "engines"
+
+    @property
+    def models_path(self) -> Path:
+        return Path(self.models_dir) if self.models_dir else self.home / "models"
+
+    @property
+    def journal_path(self) -> Path:
+        return self.home / "journal"
+
+    @property
+    def logs_path(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def admin_key_path(self) -> Path:
+        return self.home / "admin.key"
+
+    @property
+    def secret_path(self) -> Path:
+        return self.home / "secret.key"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the control process listens for the gateway (a Unix socket, so nobody else on the network can)."""
+        path = self.home / "run" / "control.sock"
+        if len(str(path)) <= _UNIX_SOCKET_PATH_MAX:
+            return path
+        digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"farebox-{os.getuid()}-{digest}" / "control.sock"
+
+
+def default_home(environ: Mapping[str, str]) -> Path:
+    """`FAREBOX_HOME`, else `~/.farebox`."""
+    return Path(environ.get("FAREBOX_HOME") or Path.home() / ".farebox").expanduser().absolute()
+
+
+def load_settings(environ: Mapping[str, str], **overrides: object) -> Settings:
+    """Settings from `FAREBOX_<FIELD>` variables; `overrides` (command-line options) win. Invalid names the variable."""
+    values: dict[str, object] = {"home": default_home(environ)}
+    for field in fields(Settings):
+        variable = f"FAREBOX_{field.name.upper()}"
+        text = environ.get(variable)
+        if field.name != "home" and text is not None:
+            values[field.name] = _convert(variable, text, field.type)
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    return Settings(**values)  # type: ignore[arg-type]  # names and types were checked just above
+
+
+def _convert(variable: str, text: str, kind: object) -> object:
+    if kind in (int, "int"):
+        if not text.isascii() or not text.isdigit():
+            raise Invalid(f"{variable}: expected a whole number of zero or more, got {text!r}", param=variable)
+        return int(text)
+    return text

@@ -1,0 +1,1 @@
+"""Usage events, the durable journal, the minute clock, usage queries."""

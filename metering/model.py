@@ -1,0 +1,64 @@
+"""What is metered: one usage event for one finished attempt.
+
+Source of the shapes: CloudEvents 1.0 for the envelope; OpenTelemetry's GenAI conventions for the counts
+(`input` includes `cached_input`, `output` includes `reasoning`).
+"""
+
+from typing import Literal
+
+import msgspec
+
+Operation = Literal["chat.completions", "completions", "embeddings"]
+Status = Literal["completed", "client_disconnect", "error", "interrupted"]
+UsageSource = Literal["engine", "estimated", "none"]
+
+USAGE_EVENT_TYPE = "ai.farebox.usage.v1"
+ENDPOINT_MINUTE_TYPE = "ai.farebox.endpoint.minute.v1"
+TOKEN_SKUS = ("input", "cached_input", "output")
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Token counts as the engine reports them. Invariants: cached_input ≤ input, reasoning ≤ output, all ≥ 0."""
+
+    input: int = 0
+    cached_input: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+    def billable(self) -> dict[str, int]:
+        """Disjoint quantities by SKU: what is multiplied by a price."""
+        return {
+            "input": self.input - self.cached_input,
+            "cached_input": self.cached_input,
+            "output": self.output,
+        }
+
+
+class UsageEvent(msgspec.Struct, frozen=True):
+    """One attempt at one call. Times are epoch milliseconds. No prompt, no completion, no price, no key."""
+
+    request_id: str
+    org_id: str
+    project_id: str
+    key_id: str
+    endpoint_id: str
+    deployment_id: str
+    model_id: str
+    operation: Operation
+    stream: bool
+    status: Status
+    http_status: int
+    usage: Usage
+    usage_source: UsageSource
+    received_ms: int  # the request's first byte reached the gateway
+    sent_ms: int  # forwarded to the engine; 0 when it never was
+    first_byte_ms: int  # the engine's first byte; 0 when there was none
+    ended_ms: int  # the event's `time`: decides the minute and the price version
+    attempt: int = 1
+    engine_request_id: str = ""
+    finish_reason: str = ""
+
+    @property
+    def event_id(self) -> str:
+        """CloudEvents `id`: the request id, with the attempt's number from the second attempt on."""
+        return self.request_id if self.attempt == 1 else f"{self.request_id}:{self.attempt}"

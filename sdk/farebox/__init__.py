@@ -1,0 +1,1 @@
+"""Farebox: Python client and command line."""
