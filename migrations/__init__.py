@@ -1,1 +1,1 @@
-"""Farebox: migrations."""
+"""Schema migrations (Alembic): expand first, contract a release later."""

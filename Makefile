@@ -1,0 +1,80 @@
+# Farebox. `make` or `make help` lists the targets. Everything is set up by the targets themselves.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.runtime-installed
+DEV_STAMP := $(VENV)/.dev-installed
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
+# pip's own bars need a terminal and fill a screen; one counting line does for both people and logs.
+COUNT := awk '/^(Collecting|Requirement already)/ { n++; if (tty) printf "\r  %d packages looked at", n; fflush() } \
+  /^Installing collected/ { printf "%s  installing\n", tty ? "\r" : ""; fflush() } END { if (tty) print "" }'
+TTY := $(shell test -t 1 && echo 1 || echo 0)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev run up test test-fast check fmt bench lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Install the platform into .venv (afterwards .venv/bin/farebox)
+
+setup-dev: $(DEV_STAMP) ## setup, and what the tests and checks need
+
+run: $(STAMP) ## Catalog to invoice on this machine with a real model; ARGS=--once ends after the preview
+	@exec $(BIN)/farebox demo $(ARGS)
+
+up: $(STAMP) ## Start the platform in the foreground, nothing else; ARGS="--port 9000"
+	@exec $(BIN)/farebox up $(ARGS)
+
+test: $(DEV_STAMP) ## Every test, with a real PostgreSQL and a real vLLM
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(DEV_STAMP) ## The tests that start no engine and kill no process
+	$(BIN)/python -m pytest -m "not engine and not crash" $(ARGS)
+
+check: $(DEV_STAMP) ## ruff, mypy strict, import-linter, the repository's own tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy -p farebox
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/repo
+
+fmt: $(DEV_STAMP) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV_STAMP) ## Measure the gateway beside a direct call to the same mock engine
+	$(BIN)/python -m bench $(ARGS)
+
+lock: ## Resolve the lock files anew (needs uv)
+	uv pip compile --universal --python-version 3.11 --quiet --extra demo --extra postgres \
+	  --no-emit-package farebox --no-emit-package farebox-platform pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --quiet --extra demo --extra postgres --group dev \
+	  --constraint requirements.lock \
+	  --no-emit-package farebox --no-emit-package farebox-platform pyproject.toml -o requirements-dev.lock
+
+clean: ## Remove .venv and the caches (not the state in FAREBOX_HOME)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info[:2] <= (3, 13)))' \
+	  || { echo "Farebox needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 setup" >&2; exit 1; }
+	@echo "Making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "python -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+# A stamp is touched only after its whole recipe went through, so an interrupted set-up is simply repeated.
+$(STAMP): requirements.lock pyproject.toml sdk/pyproject.toml | $(BIN)/python
+	@echo "Installing the platform (about 20 s)"
+	@$(PIP_INSTALL) -r requirements.lock | $(COUNT) tty=$(TTY)
+	@$(PIP_INSTALL) --quiet --no-deps -e sdk -e .
+	@touch $@
+
+$(DEV_STAMP): requirements-dev.lock $(STAMP)
+	@echo "Installing what the tests need"
+	@$(PIP_INSTALL) -r requirements-dev.lock | $(COUNT) tty=$(TTY)
+	@touch $@
