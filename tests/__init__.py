@@ -1,0 +1,1 @@
+"""Tests. Shared helpers (the mock engine) are imported as `tests.<module>`."""
