@@ -1,0 +1,191 @@
+"""Journal segments on disk: names, frames, reading back. No threads and no SQL here.
+
+A segment is `GATEWAY.EPOCH.INDEX.journal`: frames one after the other, the first one a header. A frame is
+`length u32 | crc32 u32 | seq u64 | kind u8 | payload`, little-endian; the checksum covers everything but itself.
+Nothing is ever written after a failed write, so whatever does not check out at the end is a torn tail.
+"""
+
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+HEADER, USAGE, PROGRESS, CORRUPT = 1, 2, 3, 255  # CORRUPT is never written: the reader's mark for a damaged frame
+MAX_PAYLOAD = 64 * 1024
+READ_BYTES = 2 * 1024 * 1024
+
+GATEWAY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_FILE_NAME = re.compile(r"([a-z0-9][a-z0-9-]{0,62})\.(\d{1,19})\.(\d{1,9})\.journal")
+_FRAME = struct.Struct("<IIQB")
+_CHECKED = struct.Struct("<IQB")
+
+
+class SegmentHeader(msgspec.Struct, frozen=True):
+    """The first frame of a segment. A new `epoch` starts whenever the gateway starts; `seq` runs on through it."""
+
+    gateway: str
+    epoch: int
+    index: int
+    first_seq: int
+    created_ms: int
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SegmentId:
+    """Which segment; they sort in the order they were written (per gateway)."""
+
+    gateway: str
+    epoch: int
+    index: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.gateway}.{self.epoch}.{self.index:06d}.journal"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One frame read back."""
+
+    kind: int
+    seq: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What was read: whole records, where the next one starts, and whether bytes that are no record follow."""
+
+    records: list[Record]
+    offset: int
+    torn: bool
+    at_end: bool  # nothing more in the file than what was looked at
+
+
+def frame(kind: int, seq: int, payload: bytes) -> bytes:
+    """The bytes of one record."""
+    checked = _CHECKED.pack(len(payload), seq, kind)
+    return _FRAME.pack(len(payload), zlib.crc32(payload, zlib.crc32(checked)), seq, kind) + payload
+
+
+def list_segments(directory: Path) -> list[SegmentId]:
+    """All segments in `directory`, oldest first per gateway; other files are ignored."""
+    found = []
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    for name in names:
+        match = _FILE_NAME.fullmatch(name)
+        if match:
+            found.append(SegmentId(match.group(1), int(match.group(2)), int(match.group(3))))
+    return sorted(found)
+
+
+def create_segment(directory: Path, header: SegmentHeader) -> tuple[int, int]:
+    """A new segment, durable with its header and its name; returns its file descriptor and its size.
+
+    Written under another name first, so that no reader ever sees one without its header.
+    """
+    segment = SegmentId(header.gateway, header.epoch, header.index)
+    temporary = directory / f".{segment.file_name}.new"
+    data = frame(HEADER, header.first_seq, msgspec.json.encode(header))
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, data)
+        os.fsync(fd)
+        os.rename(temporary, directory / segment.file_name)
+        sync_directory(directory)
+    except OSError:
+        os.close(fd)
+        temporary.unlink(missing_ok=True)
+        raise
+    return fd, len(data)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte: a full disk first shows as a short write, and only then as an error."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names in `directory` durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def scan(path: Path, offset: int, at_most: int) -> Scan:
+    """Up to `at_most` records of the segment from `offset` on. A file that is gone has nothing in it."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(READ_BYTES)
+    except FileNotFoundError:
+        return Scan([], offset, False, True)
+    records: list[Record] = []
+    position = 0
+    while len(records) < at_most:
+        record, size = _record_at(data, position)
+        if record is None:
+            break
+        records.append(record)
+        position += size
+    full_read = len(data) == READ_BYTES
+    at_end = len(records) < at_most and not (full_read and position > 0)
+    return Scan(records, offset + position, position < len(data), at_end)
+
+
+def _record_at(data: bytes, position: int) -> tuple[Record | None, int]:
+    if len(data) - position < _FRAME.size:
+        return None, 0
+    length, checksum, seq, kind = _FRAME.unpack_from(data, position)
+    start = position + _FRAME.size
+    if length > MAX_PAYLOAD or start + length > len(data):
+        return None, 0
+    payload = data[start : start + length]
+    size = _FRAME.size + length
+    if checksum != zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, seq, kind))):
+        # A bit flipped long ago, with good records behind it, must not hide them; a torn tail has none behind it.
+        if _is_good(data, position + size):
+            return Record(CORRUPT, seq, payload), size
+        return None, 0
+    return Record(kind, seq, payload), size
+
+
+def _is_good(data: bytes, position: int) -> bool:
+    if len(data) - position < _FRAME.size:
+        return False
+    length, checksum, seq, kind = _FRAME.unpack_from(data, position)
+    payload = data[position + _FRAME.size : position + _FRAME.size + length]
+    return len(payload) == length and checksum == zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, seq, kind)))
+
+
+def next_seq(directory: Path, newest_first: Iterable[SegmentId]) -> int:
+    """The sequence number after the last good usage record; segments without one tell their header's."""
+    for segment in newest_first:
+        last = 0
+        offset = 0
+        while True:
+            part = scan(directory / segment.file_name, offset, 10_000)
+            for record in part.records:
+                if record.kind == HEADER:
+                    last = max(last, record.seq - 1)
+                elif record.kind == USAGE:
+                    last = max(last, record.seq)
+            offset = part.offset
+            if part.at_end:
+                break
+        if last or offset:
+            return last + 1
+    return 1
