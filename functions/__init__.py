@@ -1,1 +1,1 @@
-"""Farebox: functions."""
+"""One folder per deployable process; composition, and nothing that another layer needs."""

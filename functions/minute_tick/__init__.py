@@ -1,0 +1,1 @@
+"""Endpoint minutes and the closing of usage minutes."""
