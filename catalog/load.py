@@ -1,0 +1,249 @@
+"""From a model's YAML (or the same fields as JSON) to a checked `ModelSpec`, and back."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import urlsplit
+
+from catalog.fields import Fields
+from catalog.model import (
+    ENGINE_KINDS,
+    TASKS,
+    Capabilities,
+    Engine,
+    License,
+    ModelSpec,
+    Prices,
+    Requirements,
+    Source,
+    Task,
+)
+from core.money import format_per_million, format_pico, pico_per_token, pico_per_unit
+from wire.yaml_source import Document, parse_yaml
+
+MAX_ID = 128
+_ID = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,2}"
+_FIELDS = (
+    "id",
+    "name",
+    "publisher",
+    "description",
+    "task",
+    "source",
+    "license",
+    "context_length",
+    "parameters",
+    "active_parameters",
+    "precision",
+    "requirements",
+    "engine",
+    "capabilities",
+    "prices",
+    "references",
+    "tags",
+    "sample",
+)
+_CAPABILITIES = ("tools", "vision", "reasoning", "json_schema", "prompt_caching")
+_PRICES = ("input", "cached_input", "output", "endpoint_minute", "audio_second")
+_MAX_PARAMETERS = 10**14
+_MAX_CONTEXT = 100_000_000
+
+# By task: the prices that must be there, and those that may.
+_NEEDED: Mapping[Task, tuple[str, ...]] = {
+    "chat": ("input", "output"),
+    "completion": ("input", "output"),
+    "embedding": ("input",),
+    "rerank": ("input",),
+    "transcription": ("audio_second",),
+}
+
+
+def parse_model_yaml(text: str | bytes) -> ModelSpec:
+    """The model that `text` describes; Invalid names the field and the line and says what was expected."""
+    return _spec(parse_yaml(text))
+
+
+def parse_model(value: Any) -> ModelSpec:
+    """The same from a value that was decoded already (JSON): messages name the field only."""
+    return _spec(Document(value, {}))
+
+
+def model_document(spec: ModelSpec) -> dict[str, Any]:
+    """The fields of `spec` as its file would have them; feeding it to `parse_model` gives `spec` again."""
+    values = asdict(spec)
+    document = {name: _bare(values[name]) for name in _FIELDS if name != "prices"}
+    document["engine"] = _bare(values["engine"]) | {"kind": spec.engine.kind}
+    if spec.source and spec.source.builtin:
+        document["source"] = {"builtin": spec.source.builtin}
+    document["prices"] = prices_document(spec.prices.by_sku())
+    return {name: value for name, value in document.items() if value not in ("", 0, None, {}, [], False)}
+
+
+def prices_document(unit_prices: Mapping[str, int]) -> dict[str, str]:
+    """Prices as people write them: dollars per million tokens, or per second or minute."""
+    return {
+        sku: format_pico(price) if sku in ("audio_second", "endpoint_minute") else format_per_million(price)
+        for sku, price in unit_prices.items()
+    }
+
+
+def _bare(value: Any) -> Any:
+    """Without what is not stated."""
+    if isinstance(value, dict):
+        return {name: _bare(inner) for name, inner in value.items() if inner not in ("", 0, None, (), False)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _spec(document: Document) -> ModelSpec:
+    top = Fields(document, (), _FIELDS)
+    model_id = top.text("id", limit=MAX_ID, pattern=_ID, expected="an id such as acme/mock-chat", needed=True)
+    task = top.choice("task", TASKS)
+    source = _source(top)
+    engine = _engine(top)
+    if engine.kind == "external" and source is not None and source.builtin:
+        raise top.wrong(
+            "source", "a builtin source is for a model that Farebox serves, not for an external engine"
+        )
+    if engine.kind != "external" and source is None:
+        raise top.wrong(
+            "source",
+            "the field is missing: give source: {repository: OWNER/NAME} to serve the model here, "
+            "or engine: {kind: external, url: ...} for a server that runs already",
+        )
+    return ModelSpec(
+        id=model_id,
+        task=task,
+        prices=_prices(top, task),
+        name=top.text("name", limit=120),
+        publisher=top.text("publisher", limit=120),
+        description=top.prose("description", limit=4000),
+        source=source,
+        license=_license(top),
+        context_length=top.whole(
+            "context_length", low=1, high=_MAX_CONTEXT, needed=task in ("chat", "completion")
+        ),
+        parameters=top.whole("parameters", low=1, high=_MAX_PARAMETERS),
+        active_parameters=top.whole("active_parameters", low=1, high=_MAX_PARAMETERS),
+        precision=top.text("precision", limit=40),
+        requirements=_requirements(top),
+        engine=engine,
+        capabilities=_capabilities(top),
+        references=top.texts("references", most=50),
+        tags=top.texts("tags", most=50, limit=64),
+        sample=top.flag("sample"),
+    )
+
+
+def _source(top: Fields) -> Source | None:
+    fields = top.inner("source", ("repository", "revision", "builtin"))
+    if fields is None:
+        return None
+    if "builtin" in fields:
+        if "repository" in fields or "revision" in fields:
+            raise fields.wrong("builtin", "give either builtin or repository, not both")
+        return Source(revision="", builtin=fields.choice("builtin", ("sample",)))
+    expected = "a repository such as Qwen/Qwen3-0.6B"
+    return Source(
+        repository=fields.text("repository", limit=MAX_ID, pattern=_ID, expected=expected, needed=True),
+        revision=fields.text(
+            "revision", pattern=r"[A-Za-z0-9][A-Za-z0-9._/-]*", expected="a branch, tag or commit"
+        )
+        or "main",
+    )
+
+
+def _license(top: Fields) -> License | None:
+    fields = top.inner("license", ("id", "url", "accept_terms"))
+    if fields is None:
+        return None
+    return License(
+        id=fields.text("id", limit=80, needed=True),
+        url=fields.text("url", limit=500, pattern=r"https?://\S+", expected="an http or https address"),
+        accept_terms=fields.flag("accept_terms"),
+    )
+
+
+def _requirements(top: Fields) -> Requirements:
+    fields = top.inner("requirements", ("gpu_memory_gib", "gpu_count"))
+    if fields is None:
+        return Requirements()
+    return Requirements(
+        gpu_memory_gib=fields.number("gpu_memory_gib", high=100_000),
+        gpu_count=fields.whole("gpu_count", low=1, high=1024),
+    )
+
+
+def _capabilities(top: Fields) -> Capabilities:
+    fields = top.inner("capabilities", _CAPABILITIES)
+    return Capabilities() if fields is None else Capabilities(**{n: fields.flag(n) for n in _CAPABILITIES})
+
+
+def _engine(top: Fields) -> Engine:
+    known = ("kind", "args", "url", "model", "api_key_env", "continuous_usage")
+    fields = top.inner("engine", known)
+    if fields is None:
+        return Engine()
+    kind = fields.choice("kind", ENGINE_KINDS, default="vllm")
+    if kind != "external":
+        for name in ("url", "model", "api_key_env", "continuous_usage"):
+            if name in fields:
+                raise fields.wrong(name, f"only an engine of kind external has {name}; this one is {kind}")
+        return Engine(kind=kind, args=fields.texts("args", most=100))
+    if "args" in fields:
+        raise fields.wrong("args", "an external engine is started by someone else, so it has no args")
+    return Engine(
+        kind=kind,
+        url=_base_url(fields),
+        model=fields.text("model"),
+        api_key_env=fields.text(
+            "api_key_env",
+            limit=100,
+            pattern=r"[A-Za-z_][A-Za-z0-9_]*",
+            expected="the name of an environment variable (never the key itself)",
+        ),
+        continuous_usage=fields.flag("continuous_usage"),
+    )
+
+
+def _base_url(fields: Fields) -> str:
+    """The server's base without `/v1`: Farebox appends `/v1/…`, so one trailing `/v1` is taken off."""
+    url = fields.text("url", limit=500, needed=True)
+    expected = "expected an address such as http://127.0.0.1:9100"
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a malformed host or port
+        good = False
+    if not good or not re.fullmatch(r"[!-~]+", url):
+        raise fields.wrong("url", f"{expected}, got {url!r}")
+    if "@" in parts.netloc:
+        raise fields.wrong("url", "keep credentials out of the url; name a variable in api_key_env")
+    if parts.query or parts.fragment or url.endswith(("?", "#")):
+        raise fields.wrong("url", f"{expected}, without ? or #")
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _prices(top: Fields, task: Task) -> Prices:
+    fields = top.inner("prices", _PRICES)
+    if fields is None:
+        raise top.wrong("prices", f"the field is missing: a {task} model needs {' and '.join(_NEEDED[task])}")
+    needed = _NEEDED[task]
+    for sku in needed:
+        if sku not in fields:
+            raise fields.wrong(sku, f"the field is missing: a {task} model needs {' and '.join(needed)}")
+    for sku in _PRICES:
+        if sku in fields and sku not in needed and not _optional(sku, needed):
+            raise fields.wrong(sku, f"a {task} model is not sold by {sku}")
+    tokens = {sku: fields.price(sku, pico_per_token) for sku in ("input", "cached_input", "output")}
+    if tokens["cached_input"] is None:
+        tokens["cached_input"] = tokens["input"]
+    return Prices(
+        **tokens,
+        audio_second=fields.price("audio_second", pico_per_unit),
+        endpoint_minute=fields.price("endpoint_minute", pico_per_unit) or 0,
+    )
+
+
+def _optional(sku: str, needed: tuple[str, ...]) -> bool:
+    return sku == "endpoint_minute" or (sku == "cached_input" and "input" in needed)

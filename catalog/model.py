@@ -1,0 +1,153 @@
+"""What a catalog entry says of a model: plain frozen values. `catalog.load` makes them from YAML or JSON.
+
+"" and 0 stand for "not stated" throughout, so that no reader has to tell None from empty.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Task = Literal["chat", "completion", "embedding", "rerank", "transcription"]
+EngineKind = Literal["vllm", "vllm-cpu", "external"]
+Origin = Literal["builtin", "operator"]
+Outcome = Literal["added", "changed", "unchanged"]
+
+TASKS: tuple[Task, ...] = ("chat", "completion", "embedding", "rerank", "transcription")
+ENGINE_KINDS: tuple[EngineKind, ...] = ("vllm", "vllm-cpu", "external")
+TOKEN_PRICES = ("input", "cached_input", "output")
+UNIT_PRICES = ("audio_second", "endpoint_minute")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights come from: a repository of a model hub, or a model that Farebox builds itself."""
+
+    repository: str = ""
+    revision: str = "main"
+    builtin: str = ""  # "sample": built on this machine; then there is no repository
+
+
+@dataclass(frozen=True, slots=True)
+class License:
+    """The license of the weights; `accept_terms` when the hub asks each user to accept terms first."""
+
+    id: str
+    url: str = ""
+    accept_terms: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What one replica needs. 0: not stated."""
+
+    gpu_memory_gib: float = 0.0
+    gpu_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What serves the model. `args` are for a started vLLM, the rest for an attached (`external`) server.
+
+    `url` is the base without `/v1`: Farebox adds `/v1/chat/completions` and so on itself.
+    """
+
+    kind: EngineKind = "vllm"
+    args: tuple[str, ...] = ()
+    url: str = ""
+    model: str = ""  # the name that the attached server knows the model by; "" means the catalog id
+    api_key_env: str = ""  # name of the environment variable that holds the attached server's key
+    continuous_usage: bool = False  # it understands vLLM's stream_options.continuous_usage_stats
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a caller may ask of the model."""
+
+    tools: bool = False
+    vision: bool = False
+    reasoning: bool = False
+    json_schema: bool = False
+    prompt_caching: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Pico-dollars per token, second or minute; None: this SKU is not sold for this task."""
+
+    input: int | None = None
+    cached_input: int | None = None
+    output: int | None = None
+    audio_second: int | None = None
+    endpoint_minute: int = 0
+
+    def by_sku(self) -> dict[str, int]:
+        """The prices that there are, by SKU."""
+        named = [(sku, getattr(self, sku)) for sku in (*TOKEN_PRICES, *UNIT_PRICES)]
+        return {sku: price for sku, price in named if price is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model of the catalog."""
+
+    id: str
+    task: Task
+    prices: Prices
+    name: str = ""
+    publisher: str = ""
+    description: str = ""
+    source: Source | None = None
+    license: License | None = None
+    context_length: int = 0  # tokens; always stated for chat and completion
+    parameters: int = 0
+    active_parameters: int = 0
+    precision: str = ""
+    requirements: Requirements = Requirements()
+    engine: Engine = Engine()
+    capabilities: Capabilities = Capabilities()
+    references: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    sample: bool = False
+
+    @property
+    def external(self) -> bool:
+        """True for a server that is attached, not started by us."""
+        return self.engine.kind == "external"
+
+    @property
+    def served_model(self) -> str:
+        """The name that the model server knows the model by."""
+        return self.engine.model or self.id
+
+    @property
+    def display_name(self) -> str:
+        return self.name or self.id
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogModel:
+    """A model as the catalog keeps it."""
+
+    spec: ModelSpec
+    origin: Origin
+    created_ms: int
+    updated_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PriceVersion:
+    """Prices from `starts_ms` on, until the next version starts. Immutable once begun."""
+
+    id: str
+    model_id: str
+    starts_ms: int
+    unit_prices: dict[str, int] = field(hash=False)  # SKU to pico-dollars
+    created_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """What `put_model` did. `new_price` is the version that it made, if it made one."""
+
+    model: CatalogModel
+    outcome: Outcome
+    new_price: PriceVersion | None = None

@@ -1,0 +1,35 @@
+"""Tables of models and their price versions."""
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Table, Text, UniqueConstraint
+
+from core.database import metadata
+
+models = Table(
+    "models",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("task", Text, nullable=False),
+    Column("origin", Text, nullable=False),  # builtin | operator
+    Column("spec", Text, nullable=False),  # the whole ModelSpec as JSON
+    Column("created_ms", BigInteger, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+    Column("removed_ms", BigInteger, nullable=False),  # 0: in the catalog; a removed model's prices stay
+)
+
+model_prices = Table(
+    "model_prices",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model_id", Text, ForeignKey("models.id"), nullable=False),
+    Column("starts_ms", BigInteger, nullable=False),  # a full UTC minute, 0 for the first version
+    Column("unit_prices", Text, nullable=False),  # JSON: SKU to pico-dollars
+    Column("created_ms", BigInteger, nullable=False),
+    UniqueConstraint("model_id", "starts_ms"),
+)
+
+builtin_files = Table(
+    "builtin_files",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("digest", Text, nullable=False),  # of the file that was last read into `models`
+)
