@@ -1,6 +1,6 @@
 """Sealing what must be shown again (endpoint keys): AES-256-GCM under the home's own secret.
 
-The one file that knows the `cryptography` package. It is imported when first used: the gateway never needs it.
+The one file that knows the `cryptography` package, imported when first used: the gateway never needs it.
 """
 
 import base64
@@ -24,7 +24,7 @@ class SealBrokenError(FareboxError):
 
 
 class Sealer:
-    """Seals short texts. `context` (a row's id) is bound in: a sealed value cannot be moved to another row."""
+    """Seals short texts. `context` (a row's id) is bound in: a sealed value opens in no other row."""
 
     def __init__(self, secret: bytes) -> None:
         assert len(secret) == _SECRET_BYTES, "a 256-bit secret"
@@ -72,8 +72,8 @@ def ensure_secret(path: Path) -> bytes:
     if len(secret) != _SECRET_BYTES:
         raise FareboxError(
             f"{path} is damaged: expected {_SECRET_BYTES * 2} hexadecimal digits. Put the original back "
-            "from a backup; without it stored endpoint keys cannot be shown (delete the file to make a new secret, "
-            "then regenerate the endpoints' keys)",
+            "from a backup; without it stored endpoint keys cannot be shown (delete the file to make a new "
+            "secret, then regenerate the endpoints' keys)",
             code="secret_damaged",
             param=str(path),
         )

@@ -107,7 +107,7 @@ def find_project(connection: Connection, name: str, param: str = "project") -> P
 
 
 def sole_project(connection: Connection, now_ms: int) -> Project:
-    """The project meant when none is named: the only one, or `default/default`, made now when there is none."""
+    """The project meant when none is named: the only one, or `default/default`, made when there is none."""
     rows = connection.execute(_projects().order_by(projects.c.id).limit(20)).all()
     if len(rows) == 1:
         return Project(*rows[0])

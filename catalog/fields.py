@@ -105,8 +105,10 @@ class Fields:
             raise self.wrong(name, f"expected more than 0, at most {high:g}, got {value}")
         return float(value)
 
-    def texts(self, name: str, *, most: int, limit: int = 500) -> tuple[str, ...]:
-        """A list of texts on one line each."""
+    def texts(
+        self, name: str, *, most: int, limit: int, pattern: str = r"(?s)[^\0]*", expected: str = "a text"
+    ) -> tuple[str, ...]:
+        """A list of texts of one form; `expected` words the pattern for people."""
         values = self._one(name, list, needed=False)
         if values is None:
             return ()
@@ -116,12 +118,12 @@ class Fields:
         for i, value in enumerate(values):
             if (
                 not isinstance(value, str)
-                or not value.isprintable()
-                or not value.strip()
+                or not value
                 or len(value) > limit
+                or not re.fullmatch(pattern, value)
             ):
                 path = (*self._path, name, i)
-                message = f"expected a text in one line of at most {limit} characters, got {describe(value)}"
+                message = f"expected {expected} of 1 to {limit} characters, got {describe(value)}"
                 raise invalid(message, path, self._document.line(path))
         return tuple(values)
 

@@ -22,8 +22,8 @@ from catalog.model import (
 from core.money import format_per_million, format_pico, pico_per_token, pico_per_unit
 from wire.yaml_source import Document, parse_yaml
 
-MAX_ID = 128
-_ID = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,2}"
+MAX_ID = 96
+_ID = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,1}"
 _FIELDS = (
     "id",
     "name",
@@ -46,6 +46,10 @@ _FIELDS = (
 )
 _CAPABILITIES = ("tools", "vision", "reasoning", "json_schema", "prompt_caching")
 _PRICES = ("input", "cached_input", "output", "endpoint_minute", "audio_second")
+_PRECISIONS = ("float32", "float16", "bfloat16", "fp8", "int8", "int4", "mxfp4", "nvfp4")
+_URL = r"https?://\S+"
+_TAG = r"[a-z0-9][a-z0-9-]*"
+_AN_URL = "an http or https address"
 _MAX_PARAMETERS = 10**14
 _MAX_CONTEXT = 100_000_000
 
@@ -115,9 +119,9 @@ def _spec(document: Document) -> ModelSpec:
         id=model_id,
         task=task,
         prices=_prices(top, task),
-        name=top.text("name", limit=120),
-        publisher=top.text("publisher", limit=120),
-        description=top.prose("description", limit=4000),
+        name=top.text("name"),
+        publisher=top.text("publisher"),
+        description=top.prose("description", limit=2000),
         source=source,
         license=_license(top),
         context_length=top.whole(
@@ -125,12 +129,12 @@ def _spec(document: Document) -> ModelSpec:
         ),
         parameters=top.whole("parameters", low=1, high=_MAX_PARAMETERS),
         active_parameters=top.whole("active_parameters", low=1, high=_MAX_PARAMETERS),
-        precision=top.text("precision", limit=40),
+        precision=top.choice("precision", _PRECISIONS) if "precision" in top else "",
         requirements=_requirements(top),
         engine=engine,
         capabilities=_capabilities(top),
-        references=top.texts("references", most=50),
-        tags=top.texts("tags", most=50, limit=64),
+        references=top.texts("references", most=20, limit=500, pattern=_URL, expected=_AN_URL),
+        tags=top.texts("tags", most=20, limit=40, pattern=_TAG, expected="a tag such as small-model"),
         sample=top.flag("sample"),
     )
 
@@ -147,7 +151,7 @@ def _source(top: Fields) -> Source | None:
     return Source(
         repository=fields.text("repository", limit=MAX_ID, pattern=_ID, expected=expected, needed=True),
         revision=fields.text(
-            "revision", pattern=r"[A-Za-z0-9][A-Za-z0-9._/-]*", expected="a branch, tag or commit"
+            "revision", limit=128, pattern=r"[A-Za-z0-9][A-Za-z0-9._/-]*", expected="a branch, tag or commit"
         )
         or "main",
     )
@@ -159,7 +163,7 @@ def _license(top: Fields) -> License | None:
         return None
     return License(
         id=fields.text("id", limit=80, needed=True),
-        url=fields.text("url", limit=500, pattern=r"https?://\S+", expected="an http or https address"),
+        url=fields.text("url", limit=500, pattern=_URL, expected=_AN_URL),
         accept_terms=fields.flag("accept_terms"),
     )
 
@@ -170,7 +174,7 @@ def _requirements(top: Fields) -> Requirements:
         return Requirements()
     return Requirements(
         gpu_memory_gib=fields.number("gpu_memory_gib", high=100_000),
-        gpu_count=fields.whole("gpu_count", low=1, high=1024),
+        gpu_count=fields.whole("gpu_count", low=1, high=64),
     )
 
 
@@ -189,7 +193,7 @@ def _engine(top: Fields) -> Engine:
         for name in ("url", "model", "api_key_env", "continuous_usage"):
             if name in fields:
                 raise fields.wrong(name, f"only an engine of kind external has {name}; this one is {kind}")
-        return Engine(kind=kind, args=fields.texts("args", most=100))
+        return Engine(kind=kind, args=fields.texts("args", most=100, limit=8192, expected="an argument"))
     if "args" in fields:
         raise fields.wrong("args", "an external engine is started by someone else, so it has no args")
     return Engine(
@@ -246,4 +250,4 @@ def _prices(top: Fields, task: Task) -> Prices:
 
 
 def _optional(sku: str, needed: tuple[str, ...]) -> bool:
-    return sku == "endpoint_minute" or (sku == "cached_input" and "input" in needed)
+    return sku == "endpoint_minute" or (sku in ("cached_input", "output") and "input" in needed)

@@ -63,7 +63,7 @@ def invalid(message: str, path: Path = (), line: int = 0) -> Invalid:
 
 
 def parse_yaml(source: bytes | str, max_bytes: int = MAX_BYTES) -> Document:
-    """The one document in `source`, whatever the bytes are: Invalid or TooLarge says what is wrong and where."""
+    """The one document in `source`, whatever its bytes: Invalid or TooLarge says what is wrong and where."""
     text = _decode(source, max_bytes)
     try:
         return _Reader(text).document()
