@@ -1,0 +1,89 @@
+"""From a name that a caller used to the servers behind it. The gateway imports this: nothing heavy here."""
+
+from sqlalchemy import Connection
+
+from catalog.model import ModelSpec
+from catalog.store import find_model
+from serving import store
+from serving.model import Endpoint, Route
+
+
+def resolve(
+    connection: Connection,
+    name: str | None,
+    *,
+    project_id: str | None = None,
+    endpoint_id: str | None = None,
+    endpoint_name: str | None = None,
+) -> Route | None:
+    """The route for `name` (the body's `model`), None when this caller may call nothing by it.
+
+    With `endpoint_id` (an endpoint key) or `endpoint_name` (an endpoint's URL) only that endpoint is reached, and
+    it must be in `project_id` where that is given too. `name` may then be absent, or any name of the endpoint:
+    its own, the catalog id, or the name its server uses. Another name is refused rather than ignored: the caller
+    would get, and pay for, another model than the one asked for.
+
+    Otherwise `name` is an endpoint's name or a catalog id within the project; of several endpoints on the model
+    the oldest one that is Online answers.
+    """
+    if endpoint_id is not None or endpoint_name is not None:
+        endpoint = store.find_endpoint(
+            connection, endpoint_id=endpoint_id, name=endpoint_name, project_id=project_id
+        )
+        route = None if endpoint is None else _route(connection, endpoint)
+        if route is None or (name and name not in (route.endpoint_name, route.model_id, route.served_model)):
+            return None
+        return route
+    assert project_id is not None, "a project, an endpoint id or an endpoint name"
+    if not name:
+        return None
+    named = store.find_endpoint(connection, name=name, project_id=project_id)
+    if named is not None:
+        return _route(connection, named)
+    on_model = store.list_endpoints(connection, project_id=project_id, model_id=name)
+    online = next((e for e in on_model if e.state == "Online"), None)
+    return None if online is None else _route(connection, online)
+
+
+def list_routes(
+    connection: Connection, *, project_id: str | None = None, endpoint_id: str | None = None
+) -> list[Route]:
+    """What a project key or an endpoint key may call: one route per Online endpoint, oldest first."""
+    assert project_id is not None or endpoint_id is not None, "a project or an endpoint id"
+    if endpoint_id is not None:
+        one = store.find_endpoint(connection, endpoint_id=endpoint_id, project_id=project_id)
+        found = [] if one is None else [one]
+    else:
+        found = store.list_endpoints(connection, project_id=project_id)
+    routes = (_route(connection, endpoint) for endpoint in found)
+    return [route for route in routes if route is not None]
+
+
+def _route(connection: Connection, endpoint: Endpoint) -> Route | None:
+    if endpoint.state != "Online":
+        return None
+    model = find_model(connection, endpoint.model_id)
+    if model is None:
+        return None
+    spec = model.spec
+    return Route(
+        endpoint_id=endpoint.id,
+        endpoint_name=endpoint.name,
+        org_id=endpoint.org_id,
+        project_id=endpoint.project_id,
+        model_id=spec.id,
+        task=spec.task,
+        context_length=spec.context_length,
+        deployment_id=endpoint.deployment_id,
+        served_model=_served_model(spec),
+        external=spec.external,
+        # vLLM's own extension: every server that we start has it.
+        continuous_usage=not spec.external or spec.engine.continuous_usage,
+        upstream_key_env=spec.engine.api_key_env if spec.external else "",
+        urls=(spec.engine.url,) if spec.external else store.ready_urls(connection, endpoint.deployment_id),
+    )
+
+
+def _served_model(spec: ModelSpec) -> str:
+    # A server that we start is told to use the catalog id (--served-model-name).
+    return spec.served_model if spec.external else spec.id
