@@ -71,11 +71,21 @@ class Journal:
 
     @classmethod
     def open(
-        cls, directory: Path, gateway: str, clock: Clock, max_bytes: int, *, segment_bytes: int = SEGMENT_BYTES
+        cls,
+        directory: Path,
+        gateway: str,
+        clock: Clock,
+        max_bytes: int,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
     ) -> "Journal":
-        """Start a new epoch of `gateway` in a new segment. Conflict: in use by another process; JournalFull: no disk."""
+        """Start a new epoch of `gateway` in a new segment.
+
+        Conflict: another process has this gateway's journal open. JournalFull: it cannot be written.
+        """
         if not segment.GATEWAY_NAME.fullmatch(gateway):
-            raise Invalid(f"gateway name {gateway!r}: expected small letters, digits and dashes", param="gateway")
+            message = f"gateway name {gateway!r}: expected small letters, digits and dashes"
+            raise Invalid(message, param="gateway")
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock_fd = _lock(directory, gateway)
@@ -140,8 +150,8 @@ class Journal:
     def _begin_epoch(self) -> None:
         own = [s for s in segment.list_segments(self._directory) if s.gateway == self._gateway]
         self._seq = segment.next_seq(self._directory, reversed(own))
-        # From the clock, so that a journal folder that was wiped does not start over with numbers the relay knows;
-        # from the last one, so that a clock that stepped back does not either.
+        # From the clock, so that a folder that was wiped does not start over with numbers the relay knows; and
+        # after the last one, so that a clock that stepped back does not either.
         self._epoch = max([self._clock.now_ms(), *(s.epoch + 1 for s in own)])
         self._begin_segment()
         self._measure()
@@ -329,5 +339,3 @@ def _lock(directory: Path, gateway: str) -> int:
         os.close(fd)
         raise Conflict(f"another process writes the journal of gateway {gateway!r} in {directory}") from None
     return fd
-
-

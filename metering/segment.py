@@ -1,7 +1,7 @@
 """Journal segments on disk: names, frames, reading back. No threads and no SQL here.
 
-A segment is `GATEWAY.EPOCH.INDEX.journal`: frames one after the other, the first one a header. A frame is
-`length u32 | crc32 u32 | seq u64 | kind u8 | payload`, little-endian; the checksum covers everything but itself.
+A segment is `GATEWAY.EPOCH.INDEX.journal`: frames one after the other, the first one a header. A frame
+is `length u32 | crc32 u32 | seq u64 | kind u8 | payload`, little-endian; the checksum covers all but itself.
 Nothing is ever written after a failed write, so whatever does not check out at the end is a torn tail.
 """
 
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-HEADER, USAGE, PROGRESS, CORRUPT = 1, 2, 3, 255  # CORRUPT is never written: the reader's mark for a damaged frame
+HEADER, USAGE, PROGRESS = 1, 2, 3
+CORRUPT = 255  # never written: the reader's mark for a damaged frame
 MAX_PAYLOAD = 64 * 1024
 READ_BYTES = 2 * 1024 * 1024
 
@@ -26,7 +27,7 @@ _CHECKED = struct.Struct("<IQB")
 
 
 class SegmentHeader(msgspec.Struct, frozen=True):
-    """The first frame of a segment. A new `epoch` starts whenever the gateway starts; `seq` runs on through it."""
+    """The first frame of a segment. Each start of the gateway is a new `epoch`; `seq` runs on through them."""
 
     gateway: str
     epoch: int
@@ -60,7 +61,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What was read: whole records, where the next one starts, and whether bytes that are no record follow."""
+    """What was read: whole records, where the next one starts, and whether something follows that is none."""
 
     records: list[Record]
     offset: int
@@ -156,7 +157,7 @@ def _record_at(data: bytes, position: int) -> tuple[Record | None, int]:
     payload = data[start : start + length]
     size = _FRAME.size + length
     if checksum != zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, seq, kind))):
-        # A bit flipped long ago, with good records behind it, must not hide them; a torn tail has none behind it.
+        # A bit that flipped must not hide the good records behind it; a torn tail has none behind it.
         if _is_good(data, position + size):
             return Record(CORRUPT, seq, payload), size
         return None, 0
@@ -168,7 +169,8 @@ def _is_good(data: bytes, position: int) -> bool:
         return False
     length, checksum, seq, kind = _FRAME.unpack_from(data, position)
     payload = data[position + _FRAME.size : position + _FRAME.size + length]
-    return len(payload) == length and checksum == zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, seq, kind)))
+    expected = zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, seq, kind)))
+    return len(payload) == length and int(checksum) == expected
 
 
 def next_seq(directory: Path, newest_first: Iterable[SegmentId]) -> int:

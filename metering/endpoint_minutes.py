@@ -1,0 +1,112 @@
+"""The minute clock: each UTC calendar minute in which an endpoint existed is recorded exactly once.
+
+A minute that has begun counts, so the minute of creation counts, and so does the one of deletion unless the
+endpoint was deleted exactly as it began. State does not matter: an endpoint that is scaled to zero or unhealthy
+still holds its URL and keys.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, insert, select, update
+
+from core.clock import MINUTE_MS, minute_floor
+from metering.close import stamp
+from metering.records import ENDPOINT_MINUTE_SKU
+from metering.store import insert_ignoring, lock_first_open_minute
+from metering.tables import endpoint_cursors, endpoint_minutes
+
+MAX_PER_SWEEP = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointLife:
+    """When an endpoint existed: from `created_ms` up to, but not including, `deleted_ms` (None: it still does)."""
+
+    endpoint_id: str
+    org_id: str
+    project_id: str
+    model_id: str
+    created_ms: int
+    deleted_ms: int | None
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Cursor:
+    next_minute_ms: int
+    finished: bool
+    name: str
+
+
+def minute_event_id(endpoint_id: str, minute_ms: int) -> str:
+    """CloudEvents `id` of an endpoint minute."""
+    return f"{endpoint_id}/{stamp(minute_ms)}/{ENDPOINT_MINUTE_SKU}"
+
+
+def sweep(conn: Connection, lives: Iterable[EndpointLife], now_ms: int, limit: int = MAX_PER_SWEEP) -> int:
+    """Record the minutes that are due, at most `limit`; returns how many. Repeat until it is less than `limit`."""
+    first_open = lock_first_open_minute(conn, exclusive=True)  # one sweeper at a time, in PostgreSQL too
+    cursors = _read_cursors(conn)
+    written = 0
+    for life in lives:
+        cursor = cursors.get(life.endpoint_id)
+        if cursor is not None and cursor.finished:
+            continue
+        due, next_minute, finished = _due(life, cursor, now_ms, limit - written)
+        if due:
+            insert_ignoring(conn, endpoint_minutes, [_row(life, m, max(m, first_open), now_ms) for m in due])
+            written += len(due)
+        _write_cursor(conn, life, cursor, _Cursor(next_minute, finished, life.name))
+        if written >= limit:
+            break
+    return written
+
+
+def endpoint_names(conn: Connection, org_id: str) -> dict[str, str]:
+    """Names of an organization's endpoints by id, deleted ones too."""
+    query = select(endpoint_cursors.c.endpoint_id, endpoint_cursors.c.name).where(
+        endpoint_cursors.c.org_id == org_id
+    )
+    return {endpoint_id: name for endpoint_id, name in conn.execute(query)}
+
+
+def _due(life: EndpointLife, cursor: _Cursor | None, now_ms: int, limit: int) -> tuple[range, int, bool]:
+    """The minutes to record now, the next one after them, and whether none can follow."""
+    created = minute_floor(life.created_ms)
+    start = cursor.next_minute_ms if cursor is not None else created
+    # Even an endpoint that was deleted at once (or, by a clock that stepped back, before) existed in one minute.
+    last = None if life.deleted_ms is None else max(created, minute_floor(life.deleted_ms - 1))
+    end = minute_floor(now_ms) if last is None else min(last, minute_floor(now_ms))
+    stop = min(end + MINUTE_MS, start + limit * MINUTE_MS)
+    due = range(start, max(start, stop), MINUTE_MS)
+    next_minute = start + len(due) * MINUTE_MS
+    return due, next_minute, last is not None and next_minute > last
+
+
+def _row(life: EndpointLife, minute_ms: int, billing_minute_ms: int, now_ms: int) -> dict[str, object]:
+    return {
+        "id": minute_event_id(life.endpoint_id, minute_ms),
+        "endpoint_id": life.endpoint_id,
+        "org_id": life.org_id,
+        "project_id": life.project_id,
+        "model_id": life.model_id,
+        "service_minute_ms": minute_ms,
+        "billing_minute_ms": billing_minute_ms,
+        "recorded_ms": now_ms,
+    }
+
+
+def _read_cursors(conn: Connection) -> dict[str, _Cursor]:
+    table = endpoint_cursors
+    rows = conn.execute(select(table.c.endpoint_id, table.c.next_minute_ms, table.c.finished, table.c.name))
+    return {row.endpoint_id: _Cursor(row.next_minute_ms, bool(row.finished), row.name) for row in rows}
+
+
+def _write_cursor(conn: Connection, life: EndpointLife, old: _Cursor | None, new: _Cursor) -> None:
+    table = endpoint_cursors
+    values = {"next_minute_ms": new.next_minute_ms, "finished": new.finished, "name": new.name}
+    if old is None:
+        conn.execute(insert(table).values(endpoint_id=life.endpoint_id, org_id=life.org_id, **values))
+    elif new != old:
+        conn.execute(update(table).where(table.c.endpoint_id == life.endpoint_id).values(**values))

@@ -1,0 +1,94 @@
+"""From a journal record to a usage event, or to the reason why it is none. Pure."""
+
+import hashlib
+
+import msgspec
+
+from core.errors import Invalid
+from metering.model import USAGE_EVENT_TYPE, UsageEvent
+from wire.cloudevents import decode_event
+
+MAX_COUNT = 10**12  # tokens in one event: far beyond any context; millions of such still sum in 64 bits
+MAX_MS = 253_402_300_799_999  # the end of year 9999
+
+MAX_ATTEMPT = 100
+_TEXTS = tuple(f.name for f in msgspec.structs.fields(UsageEvent) if f.type is str)
+
+_decoder = msgspec.json.Decoder(UsageEvent, strict=True)
+_encoder = msgspec.json.Encoder()
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A valid usage event with what deduplication needs."""
+
+    source: str
+    event: UsageEvent
+    payload_hash: str
+
+
+class Poison(msgspec.Struct, frozen=True):
+    """A record that cannot become a usage event."""
+
+    event_id: str
+    payload_hash: str
+    reason: str
+
+
+def payload_hash(event: UsageEvent) -> str:
+    """The same for the same content, whatever the envelope says (a resend may carry another sequence number)."""
+    return digest(_encoder.encode(event))
+
+
+def digest(data: bytes) -> str:
+    """Short content hash."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def accept(payload: bytes, source: str) -> Accepted | Poison:
+    """Check the CloudEvent in `payload` of the journal of `source`, and the usage in it."""
+    event_id = ""
+    try:
+        envelope = decode_event(payload)
+        event_id = envelope.id
+        if envelope.source != source:
+            raise Invalid(f"source {envelope.source!r} in the journal of {source!r}", param="source")
+        if envelope.type != USAGE_EVENT_TYPE:
+            raise Invalid(f"unknown event type {envelope.type!r}", param="type")
+        event = _decoder.decode(envelope.data)
+        _check(event, envelope.id, envelope.time_ms, envelope.subject)
+    except Invalid as error:
+        where = f"{error.param}: " if error.param else ""
+        return Poison(event_id, digest(payload), where + error.message)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return Poison(event_id, digest(payload), f"data: {error}")
+    return Accepted(source, event, payload_hash(event))
+
+
+def _check(event: UsageEvent, event_id: str, time_ms: int, subject: str) -> None:
+    if event.event_id != event_id:
+        raise Invalid(f"is {event_id!r}, but the data is of {event.event_id!r}", param="id")
+    if event.ended_ms != time_ms:
+        raise Invalid(f"is {time_ms}, but the data ended at {event.ended_ms}", param="time")
+    for name in ("received_ms", "sent_ms", "first_byte_ms", "ended_ms"):
+        if not 0 <= getattr(event, name) <= MAX_MS:
+            raise Invalid(f"{getattr(event, name)} is no instant of this era", param=f"data.{name}")
+    for name in _TEXTS:
+        if "\x00" in getattr(event, name):  # PostgreSQL's text cannot hold it: it would stop the relay
+            raise Invalid("holds a NUL character", param=f"data.{name}")
+    if event.org_id != subject or not subject:
+        raise Invalid(f"is {subject!r}, but the data is of organization {event.org_id!r}", param="subject")
+    if not 1 <= event.attempt <= MAX_ATTEMPT:
+        raise Invalid(f"expected 1 to {MAX_ATTEMPT}, got {event.attempt}", param="data.attempt")
+    if not 0 <= event.http_status <= 999:
+        raise Invalid(f"{event.http_status} is no HTTP status", param="data.http_status")
+    usage = event.usage
+    for name in ("input", "cached_input", "output", "reasoning"):
+        count = getattr(usage, name)
+        if not 0 <= count <= MAX_COUNT:
+            raise Invalid(f"expected 0 to {MAX_COUNT}, got {count}", param=f"data.usage.{name}")
+    if usage.cached_input > usage.input:
+        raise Invalid(
+            f"{usage.cached_input} is more than input {usage.input}", param="data.usage.cached_input"
+        )
+    if usage.reasoning > usage.output:
+        raise Invalid(f"{usage.reasoning} is more than output {usage.output}", param="data.usage.reasoning")

@@ -1,0 +1,341 @@
+"""SQL of metering: cursors, usage rows, progress, quarantine, alarms, the first open minute, receipts."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from sqlalchemy import Connection, RowMapping, and_, delete, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from core.clock import minute_floor
+from metering.ingest import Accepted
+from metering.records import Alarm, QuarantineKind, StoredEvent
+from metering.summary import usage_summary
+from metering.tables import (
+    alarms,
+    journal_cursors,
+    journal_progress,
+    metering_state,
+    quarantine,
+    usage_events,
+)
+
+_CHUNK = 500  # ids in one IN list
+MAX_ATTEMPTS = 100
+MAX_PAGE = 1000
+
+_STORED = tuple(usage_events.c[field.name] for field in fields(StoredEvent))
+_FIRST_OPEN = "first_open_minute"
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far a gateway's journal was taken in."""
+
+    gateway: str
+    epoch: int = 0
+    segment: int = 0
+    position: int = 0
+    last_seq: int = 0
+
+
+def insert_ignoring(conn: Connection, table: object, rows: Sequence[dict[str, object]]) -> None:
+    """INSERT … ON CONFLICT DO NOTHING, which both databases spell alike but SQLAlchemy keeps per dialect."""
+    make = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    if rows:
+        conn.execute(make(table).on_conflict_do_nothing(), rows)  # type: ignore[arg-type]  # a Table
+
+
+# The first open minute
+
+
+def first_open_minute(conn: Connection) -> int:
+    """Every minute before it is closed; 0 when none ever was."""
+    return (
+        conn.execute(select(metering_state.c.value).where(metering_state.c.name == _FIRST_OPEN)).scalar() or 0
+    )
+
+
+def lock_first_open_minute(conn: Connection, *, exclusive: bool) -> int:
+    """The same, and it stays so until the transaction ends: writers of rows share it, closing has it alone."""
+    query = select(metering_state.c.value).where(metering_state.c.name == _FIRST_OPEN)
+    query = query.with_for_update(read=not exclusive)  # SQLite has one writer anyway, and ignores this
+    value = conn.execute(query).scalar()
+    if value is None:
+        insert_ignoring(conn, metering_state, [{"name": _FIRST_OPEN, "value": 0}])
+        value = conn.execute(query).scalar_one()
+    return int(value)
+
+
+def set_first_open_minute(conn: Connection, minute_ms: int) -> None:
+    """Close everything before `minute_ms`; call it under the exclusive lock."""
+    conn.execute(update(metering_state).where(metering_state.c.name == _FIRST_OPEN).values(value=minute_ms))
+
+
+# Journal cursors
+
+
+def read_cursor(conn: Connection, gateway: str, *, lock: bool = False) -> Cursor | None:
+    """The gateway's cursor; with `lock`, no other relay moves it until the transaction ends."""
+    table = journal_cursors
+    query = select(table.c.gateway, table.c.epoch, table.c.segment, table.c.position, table.c.last_seq)
+    query = query.where(table.c.gateway == gateway)
+    row = conn.execute(query.with_for_update() if lock else query).first()
+    return Cursor(*row) if row else None
+
+
+def write_cursor(conn: Connection, cursor: Cursor, *, new: bool, now_ms: int) -> None:
+    """Move the cursor, in the transaction that writes what was read up to it."""
+    values = {
+        "epoch": cursor.epoch,
+        "segment": cursor.segment,
+        "position": cursor.position,
+        "last_seq": cursor.last_seq,
+        "updated_ms": now_ms,
+    }
+    if new:
+        conn.execute(insert(journal_cursors).values(gateway=cursor.gateway, **values))
+    else:
+        conn.execute(
+            update(journal_cursors).where(journal_cursors.c.gateway == cursor.gateway).values(**values)
+        )
+
+
+# Usage rows
+
+
+def known_hashes(conn: Connection, source: str, event_ids: Sequence[str]) -> dict[str, str]:
+    """Of `event_ids`, those that are stored, with their payload hashes."""
+    known: dict[str, str] = {}
+    for start in range(0, len(event_ids), _CHUNK):
+        rows = conn.execute(
+            select(usage_events.c.event_id, usage_events.c.payload_hash).where(
+                usage_events.c.source == source,
+                usage_events.c.event_id.in_(event_ids[start : start + _CHUNK]),
+            )
+        )
+        known.update((event_id, payload_hash) for event_id, payload_hash in rows)
+    return known
+
+
+def insert_usage(conn: Connection, events: Iterable[tuple[Accepted, int]], now_ms: int) -> None:
+    """Store new events, each with its sequence number; one that is late goes to the first open minute."""
+    first_open = lock_first_open_minute(conn, exclusive=False)
+    rows = [_usage_row(accepted, seq, first_open, now_ms) for accepted, seq in events]
+    if rows:
+        conn.execute(insert(usage_events), rows)
+
+
+def _usage_row(accepted: Accepted, seq: int, first_open: int, now_ms: int) -> dict[str, object]:
+    event, usage = accepted.event, accepted.event.usage
+    minute_ms = minute_floor(event.ended_ms)
+    return {
+        "source": accepted.source,
+        "event_id": event.event_id,
+        "payload_hash": accepted.payload_hash,
+        "sequence": seq,
+        "recorded_ms": now_ms,
+        "service_minute_ms": minute_ms,
+        "billing_minute_ms": max(minute_ms, first_open),
+        "request_id": event.request_id,
+        "attempt": event.attempt,
+        "org_id": event.org_id,
+        "project_id": event.project_id,
+        "key_id": event.key_id,
+        "endpoint_id": event.endpoint_id,
+        "deployment_id": event.deployment_id,
+        "model_id": event.model_id,
+        "operation": event.operation,
+        "stream": event.stream,
+        "status": event.status,
+        "http_status": event.http_status,
+        "usage_source": event.usage_source,
+        "input": usage.input,
+        "cached_input": usage.cached_input,
+        "output": usage.output,
+        "reasoning": usage.reasoning,
+        "received_ms": event.received_ms,
+        "sent_ms": event.sent_ms,
+        "first_byte_ms": event.first_byte_ms,
+        "ended_ms": event.ended_ms,
+        "engine_request_id": event.engine_request_id,
+        "finish_reason": event.finish_reason,
+    }
+
+
+def receipt_row(conn: Connection, request_id: str) -> list[StoredEvent]:
+    """All attempts of a request, first to last; empty when there is none (or not yet)."""
+    rows = conn.execute(
+        select(*_STORED)
+        .where(usage_events.c.request_id == request_id)
+        .order_by(usage_events.c.attempt, usage_events.c.row_id)
+        .limit(MAX_ATTEMPTS)
+    ).mappings()
+    return [_stored(row) for row in rows]
+
+
+def list_requests(
+    conn: Connection,
+    org_id: str,
+    start_ms: int,
+    end_ms: int,
+    *,
+    project_id: str | None = None,
+    limit: int = 100,
+    after: str | None = None,
+) -> list[str]:
+    """Request ids of an organization that ended in [start, end), newest first; `after` is the last one of a page."""
+    table = usage_events
+    query = select(table.c.request_id).where(
+        table.c.org_id == org_id,
+        table.c.ended_ms >= start_ms,
+        table.c.ended_ms < end_ms,
+        table.c.attempt == 1,
+    )
+    if project_id is not None:
+        query = query.where(table.c.project_id == project_id)
+    if after is not None:
+        mark = conn.execute(
+            select(table.c.ended_ms, table.c.request_id).where(
+                table.c.request_id == after, table.c.org_id == org_id, table.c.attempt == 1
+            )
+        ).first()
+        if mark is None:
+            return []
+        query = query.where(
+            or_(
+                table.c.ended_ms < mark.ended_ms,
+                and_(table.c.ended_ms == mark.ended_ms, table.c.request_id < mark.request_id),
+            )
+        )
+    query = query.order_by(table.c.ended_ms.desc(), table.c.request_id.desc()).limit(min(limit, MAX_PAGE))
+    return list(conn.execute(query).scalars())
+
+
+def _stored(row: RowMapping) -> StoredEvent:
+    return StoredEvent(**row)
+
+
+# Progress of streams under way
+
+
+def note_progress(conn: Connection, source: str, epoch: int, notes: dict[str, str], now_ms: int) -> None:
+    """Replace what is known of these streams: event id to CloudEvent text."""
+    forget_progress(conn, source, list(notes))
+    rows = [
+        {"source": source, "event_id": event_id, "epoch": epoch, "payload": payload, "noted_ms": now_ms}
+        for event_id, payload in notes.items()
+    ]
+    if rows:
+        conn.execute(insert(journal_progress), rows)
+
+
+def forget_progress(conn: Connection, source: str, event_ids: Sequence[str]) -> None:
+    """These streams have ended."""
+    for start in range(0, len(event_ids), _CHUNK):
+        conn.execute(
+            delete(journal_progress).where(
+                journal_progress.c.source == source,
+                journal_progress.c.event_id.in_(event_ids[start : start + _CHUNK]),
+            )
+        )
+
+
+def any_progress(conn: Connection, source: str) -> bool:
+    """Whether any stream of this gateway is noted as under way."""
+    query = select(journal_progress.c.event_id).where(journal_progress.c.source == source).limit(1)
+    return conn.execute(query).first() is not None
+
+
+def take_progress_before(conn: Connection, source: str, epoch: int) -> list[str]:
+    """Remove and return what streams of earlier epochs had come to; their process is gone."""
+    where = and_(journal_progress.c.source == source, journal_progress.c.epoch < epoch)
+    payloads = list(conn.execute(select(journal_progress.c.payload).where(where)).scalars())
+    if payloads:
+        conn.execute(delete(journal_progress).where(where))
+    return payloads
+
+
+# Quarantine and alarms
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineRow:
+    """An event kept aside, with the reason."""
+
+    kind: QuarantineKind
+    source: str
+    event_id: str
+    payload_hash: str
+    reason: str
+    payload: str
+
+
+def put_in_quarantine(conn: Connection, rows: Sequence[QuarantineRow], now_ms: int) -> None:
+    """Keep these aside; the same one twice is kept once."""
+    insert_ignoring(
+        conn,
+        quarantine,
+        [
+            {
+                "kind": row.kind,
+                "source": row.source,
+                "event_id": row.event_id.replace("\x00", ""),
+                "payload_hash": row.payload_hash,
+                "reason": row.reason,
+                # PostgreSQL's text cannot hold NUL.
+                "payload": row.payload.replace("\x00", "\\u0000"),
+                "recorded_ms": now_ms,
+            }
+            for row in rows
+        ],
+    )
+
+
+def list_quarantine(conn: Connection, limit: int = 100) -> list[QuarantineRow]:
+    """The newest entries."""
+    table = quarantine
+    columns = [table.c[field.name] for field in fields(QuarantineRow)]
+    rows = conn.execute(select(*columns).order_by(table.c.row_id.desc()).limit(min(limit, MAX_PAGE)))
+    return [QuarantineRow(*row) for row in rows]
+
+
+def record_alarms(conn: Connection, raised: Sequence[Alarm], now_ms: int) -> None:
+    """Keep alarms for whoever looks later."""
+    if raised:
+        conn.execute(
+            insert(alarms),
+            [{"kind": a.kind, "source": a.source, "detail": a.detail, "at_ms": now_ms} for a in raised],
+        )
+
+
+def list_alarms(conn: Connection, limit: int = 100) -> list[Alarm]:
+    """The newest alarms."""
+    query = select(alarms.c.kind, alarms.c.source, alarms.c.detail)
+    return [
+        Alarm(*row)
+        for row in conn.execute(query.order_by(alarms.c.row_id.desc()).limit(min(limit, MAX_PAGE)))
+    ]
+
+
+__all__ = [
+    "Cursor",
+    "QuarantineRow",
+    "any_progress",
+    "first_open_minute",
+    "forget_progress",
+    "insert_usage",
+    "known_hashes",
+    "list_alarms",
+    "list_quarantine",
+    "list_requests",
+    "lock_first_open_minute",
+    "note_progress",
+    "put_in_quarantine",
+    "read_cursor",
+    "receipt_row",
+    "record_alarms",
+    "set_first_open_minute",
+    "take_progress_before",
+    "usage_summary",
+    "write_cursor",
+]

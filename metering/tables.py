@@ -1,0 +1,155 @@
+"""Tables of metering. Rows of usage and of closed minutes are written once and never edited."""
+
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, Table, Text, UniqueConstraint
+
+from core.database import metadata
+
+_AUTO = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only for type INTEGER
+
+usage_events = Table(
+    "usage_events",
+    metadata,
+    Column("row_id", _AUTO, primary_key=True, autoincrement=True),
+    Column("source", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("payload_hash", Text, nullable=False),  # tells a repeat from a conflict
+    Column("sequence", BigInteger, nullable=False),  # 0: settled by the relay after a crash, not numbered
+    Column("recorded_ms", BigInteger, nullable=False),
+    Column("service_minute_ms", BigInteger, nullable=False),  # when it happened: decides the price
+    Column(
+        "billing_minute_ms", BigInteger, nullable=False
+    ),  # where it is billed: the same, or later when it was late
+    Column("request_id", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("org_id", Text, nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("endpoint_id", Text, nullable=False),
+    Column("deployment_id", Text, nullable=False),
+    Column("model_id", Text, nullable=False),
+    Column("operation", Text, nullable=False),
+    Column("stream", Boolean, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("http_status", Integer, nullable=False),
+    Column("usage_source", Text, nullable=False),
+    # As the engine reports them: input includes cached_input, output includes reasoning.
+    Column("input", BigInteger, nullable=False),
+    Column("cached_input", BigInteger, nullable=False),
+    Column("output", BigInteger, nullable=False),
+    Column("reasoning", BigInteger, nullable=False),
+    Column("received_ms", BigInteger, nullable=False),
+    Column("sent_ms", BigInteger, nullable=False),
+    Column("first_byte_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger, nullable=False),
+    Column("engine_request_id", Text, nullable=False),
+    Column("finish_reason", Text, nullable=False),
+    UniqueConstraint("source", "event_id"),
+    Index("ix_usage_events_request_id", "request_id"),
+    Index("ix_usage_events_org_id_ended_ms", "org_id", "ended_ms"),
+    Index("ix_usage_events_billing_minute_ms_org_id", "billing_minute_ms", "org_id"),
+)
+
+# Closed minutes of usage: disjoint, billable quantities. `id` names the same minute in the ledger.
+usage_minutes = Table(
+    "usage_minutes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("billing_minute_ms", BigInteger, nullable=False),
+    Column("service_minute_ms", BigInteger, nullable=False),
+    Column("org_id", Text, nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("endpoint_id", Text, nullable=False),
+    Column("model_id", Text, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("input", BigInteger, nullable=False),  # without cached_input
+    Column("cached_input", BigInteger, nullable=False),
+    Column("output", BigInteger, nullable=False),
+    Column("reasoning", BigInteger, nullable=False),
+    Column("closed_ms", BigInteger, nullable=False),
+    Index("ix_usage_minutes_org_id_billing_minute_ms", "org_id", "billing_minute_ms"),
+)
+
+# One row per UTC minute of an endpoint's life; `id` is the CloudEvent id `{endpoint}/{minute}/endpoint_minute`.
+endpoint_minutes = Table(
+    "endpoint_minutes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("endpoint_id", Text, nullable=False),
+    Column("org_id", Text, nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("model_id", Text, nullable=False),
+    Column("service_minute_ms", BigInteger, nullable=False),
+    Column("billing_minute_ms", BigInteger, nullable=False),
+    Column("recorded_ms", BigInteger, nullable=False),
+    Index("ix_endpoint_minutes_billing_minute_ms_org_id", "billing_minute_ms", "org_id"),
+    Index("ix_endpoint_minutes_org_id_billing_minute_ms", "org_id", "billing_minute_ms"),
+)
+
+endpoint_cursors = Table(
+    "endpoint_cursors",
+    metadata,
+    Column("endpoint_id", Text, primary_key=True),
+    Column("org_id", Text, nullable=False),
+    Column("name", Text, nullable=False),  # as last seen: what an invoice line shows, also after deletion
+    Column("next_minute_ms", BigInteger, nullable=False),
+    Column("finished", Boolean, nullable=False),  # deleted, and every minute is billed
+)
+
+# How far each gateway's journal was taken in; moves in the transaction that writes the rows.
+journal_cursors = Table(
+    "journal_cursors",
+    metadata,
+    Column("gateway", Text, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("segment", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+)
+
+# Streams under way as last noted; becomes an `interrupted` usage event when their gateway starts anew.
+journal_progress = Table(
+    "journal_progress",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("event_id", Text, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("payload", Text, nullable=False),  # the CloudEvent
+    Column("noted_ms", BigInteger, nullable=False),
+)
+
+# Events that cannot be taken in, kept with the reason: never dropped.
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("row_id", _AUTO, primary_key=True, autoincrement=True),
+    Column("kind", Text, nullable=False),  # poison | conflict | corrupt
+    Column("source", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("payload_hash", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("recorded_ms", BigInteger, nullable=False),
+    UniqueConstraint("source", "event_id", "payload_hash"),
+)
+
+alarms = Table(
+    "alarms",
+    metadata,
+    Column("row_id", _AUTO, primary_key=True, autoincrement=True),
+    Column("kind", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Index("ix_alarms_at_ms", "at_ms"),
+)
+
+# `first_open_minute`: every minute before it is closed. One row.
+metering_state = Table(
+    "metering_state",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
