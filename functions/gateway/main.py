@@ -1,0 +1,81 @@
+"""The gateway process: serves on an inherited socket, ends when told to or when its supervisor is gone."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import socket
+import sys
+
+import uvicorn
+import uvloop
+
+from core.errors import FareboxError
+from core.log import configure_logging, get_logger
+from core.settings import Settings, load_settings
+from functions.gateway.handler import create_gateway
+from functions.gateway.wiring import open_gateway
+from functions.supervisor import parent_gone
+
+_log = get_logger(__name__)
+# Whoever started us was killed: what is in flight gets this long, then it is settled as cut.
+_ORPHAN_GRACE_S = 1.0
+
+
+def main() -> int:
+    """Run until SIGTERM; exit status 0 after a clean drain, 1 when it could not start."""
+    settings = load_settings(os.environ)
+    configure_logging("gateway", settings.log_level)
+    try:
+        uvloop.run(_serve(settings))
+    except FareboxError as error:
+        _log.error("the gateway cannot start: %s", error.message)
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings) -> None:
+    async with open_gateway(settings) as dependencies:
+        listener = socket.socket(fileno=int(os.environ["FAREBOX_LISTEN_FD"]))
+        server = uvicorn.Server(_server_config(create_gateway(dependencies), settings))
+        watcher = asyncio.create_task(_end_with_parent(server))
+        # What was imported never becomes garbage; looking at it again on each collection costs tail latency.
+        gc.collect()
+        gc.freeze()
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+
+
+def _server_config(app: uvicorn.config.ASGIApplication, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        loop="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=settings.drain_grace_s,
+        backlog=2048,
+    )
+
+
+async def _end_with_parent(server: uvicorn.Server) -> None:
+    descriptor = os.environ.get("FAREBOX_PARENT_FD")
+    if descriptor is None:
+        return
+    await parent_gone(int(descriptor))
+    _log.warning("the supervising process is gone, ending")
+    server.should_exit = True
+    await asyncio.sleep(_ORPHAN_GRACE_S)
+    server.force_exit = True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
