@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, func, insert, literal, select, union_all
+from sqlalchemy import ColumnElement, Connection, case, func, insert, select, union_all
 
 from core.clock import MINUTE_MS, minute_floor
 from metering.ingest import digest
@@ -23,7 +23,7 @@ _KEY = ("billing_minute_ms", "service_minute_ms", "org_id", "project_id", "key_i
 
 
 def close_minutes(conn: Connection, now_ms: int, lateness_ms: int) -> list[ClosedMinute]:
-    """Close minutes that ended `lateness_ms` ago, over a span of at most `MAX_MINUTES`; repeat while `is_due`.
+    """Close minutes that ended `lateness_ms` ago, a span of at most `MAX_MINUTES`; repeat while `is_due`.
 
     What is returned must be posted in the same transaction.
     """
@@ -113,28 +113,42 @@ def _aggregate(conn: Connection, start: int, end: int, org_id: str | None) -> li
 
 def minute_id(key: Sequence[object]) -> str:
     """Names one aggregate for ever: its billing minute, and a hash of everything it is grouped by."""
-    return f"usage/{stamp(int(str(key[0])))}/{digest('|'.join(map(str, key)).encode())}"
+    return f"usage/{stamp(int(str(key[0])))}/{digest(chr(0).join(map(str, key)).encode())}"
 
 
 def _usage_minute(row: Mapping[str, Any]) -> ClosedMinute:
-    key = [row[name] for name in _KEY]
-    return ClosedMinute(row["id"], "usage", *key, {sku: row[sku] for sku in TOKEN_SKUS})
+    return ClosedMinute(
+        id=row["id"],
+        kind="usage",
+        billing_minute_ms=row["billing_minute_ms"],
+        service_minute_ms=row["service_minute_ms"],
+        org_id=row["org_id"],
+        project_id=row["project_id"],
+        key_id=row["key_id"],
+        endpoint_id=row["endpoint_id"],
+        model_id=row["model_id"],
+        quantities={sku: row[sku] for sku in TOKEN_SKUS},
+    )
 
 
 def _endpoint_minutes(conn: Connection, start: int, end: int, org_id: str | None) -> list[ClosedMinute]:
     table = endpoint_minutes
-    query = select(
-        table.c.id,
-        literal(ENDPOINT_MINUTE_SKU),
-        table.c.billing_minute_ms,
-        table.c.service_minute_ms,
-        table.c.org_id,
-        table.c.project_id,
-        literal(""),
-        table.c.endpoint_id,
-        table.c.model_id,
-    ).where(table.c.billing_minute_ms >= start, table.c.billing_minute_ms < end)
+    query = select(table).where(table.c.billing_minute_ms >= start, table.c.billing_minute_ms < end)
     if org_id is not None:
         query = query.where(table.c.org_id == org_id)
     rows = conn.execute(query.order_by(table.c.billing_minute_ms, table.c.id))
-    return [ClosedMinute(*row, {ENDPOINT_MINUTE_SKU: 1}) for row in rows]
+    return [
+        ClosedMinute(
+            id=row.id,
+            kind="endpoint_minute",
+            billing_minute_ms=row.billing_minute_ms,
+            service_minute_ms=row.service_minute_ms,
+            org_id=row.org_id,
+            project_id=row.project_id,
+            key_id="",
+            endpoint_id=row.endpoint_id,
+            model_id=row.model_id,
+            quantities={ENDPOINT_MINUTE_SKU: 1},
+        )
+        for row in rows
+    ]

@@ -1,0 +1,141 @@
+"""What billing works with: rated minutes, previews, receipts. Money in pico-dollars, as integers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from sqlalchemy import Connection
+
+TOKEN_SKU_ORDER = ("input", "cached_input", "output")
+ENDPOINT_MINUTE_SKU = "endpoint_minute"
+
+
+class Price(Protocol):
+    """A price version: immutable pico-dollar prices by SKU."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def unit_prices(self) -> Mapping[str, int]: ...
+
+
+# `catalog.store.price_at`: the version of a model's prices at an instant. Unknown: None or core.errors.NotFound.
+PriceAt = Callable[[Connection, str, int], Price | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One SKU of a rated minute. amount = quantity × unit price, exactly."""
+
+    sku: str
+    quantity: int
+    unit_price_pico: int
+    price_version: str
+
+    @property
+    def amount_pico(self) -> int:
+        return self.quantity * self.unit_price_pico
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Usage that has no price: kept until there is one, never free."""
+
+    sku: str
+    model_id: str
+    endpoint_id: str
+    quantity: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a preview or invoice: rounded once, here. Token lines have "" for the endpoint."""
+
+    sku: str
+    model_id: str
+    endpoint_id: str
+    endpoint_name: str
+    quantity: int
+    unit_price_pico: int
+
+    @property
+    def amount_pico(self) -> int:
+        return self.quantity * self.unit_price_pico
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What an organization's invoice for [start, end) would show if it were made at `as_of_ms`."""
+
+    org_id: str
+    start_ms: int
+    end_ms: int
+    as_of_ms: int
+    lines: tuple[Line, ...]
+    held: tuple[Held, ...]  # not in the total; each an alarm to the operator
+    total_pico: int
+    total_cents: int  # the sum of the rounded lines
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of a request, with what it cost. Not billed: items are empty."""
+
+    event_id: str
+    attempt: int
+    status: str
+    http_status: int
+    deployment_id: str
+    engine_request_id: str
+    finish_reason: str
+    usage: Mapping[str, int]  # input, cached_input, output, reasoning: as the engine reports them
+    usage_source: str
+    items: tuple[Item, ...]
+    held: tuple[str, ...]  # SKUs that have no price yet
+    received_ms: int
+    sent_ms: int
+    first_byte_ms: int
+    ended_ms: int
+
+    @property
+    def amount_pico(self) -> int:
+        return sum(item.amount_pico for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of a request, and what it cost. The last attempt decides status, usage and time."""
+
+    request_id: str
+    org_id: str
+    project_id: str
+    key_id: str
+    endpoint_id: str
+    model_id: str
+    operation: str
+    stream: bool
+    price_version: str  # "" when the model has no price
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def last(self) -> Attempt:
+        return self.attempts[-1]
+
+    @property
+    def status(self) -> str:
+        return self.last.status
+
+    @property
+    def amount_pico(self) -> int:
+        return sum(attempt.amount_pico for attempt in self.attempts)
+
+    @property
+    def billed(self) -> dict[str, int]:
+        """Billed quantities by SKU, disjoint, over all attempts."""
+        totals = dict.fromkeys(TOKEN_SKU_ORDER, 0)
+        for attempt in self.attempts:
+            for item in attempt.items:
+                totals[item.sku] = totals.get(item.sku, 0) + item.quantity
+        return totals

@@ -1,0 +1,50 @@
+"""Rating: quantities × the price version of the minute in which they happened. Pure, but for looking prices up."""
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection
+
+from billing.model import Item, Price, PriceAt
+from core.clock import minute_floor
+from core.errors import NotFound
+
+
+class Prices:
+    """The price book as seen by one run: each model and minute is looked up once."""
+
+    def __init__(self, conn: Connection, price_at: PriceAt) -> None:
+        self._conn, self._price_at = conn, price_at
+        self._known: dict[tuple[str, int], Price | None] = {}
+
+    def at(self, model_id: str, at_ms: int) -> Price | None:
+        """The version in force in the minute of `at_ms` (versions start at full minutes), None when there is none."""
+        key = (model_id, minute_floor(at_ms))
+        if key not in self._known:
+            try:
+                self._known[key] = self._price_at(self._conn, *key)
+            except NotFound:
+                self._known[key] = None
+        return self._known[key]
+
+
+def rate(quantities: Mapping[str, int], price: Price | None) -> tuple[list[Item], list[str]]:
+    """Items with their exact amounts, and the SKUs that cannot be rated for want of a price (never free)."""
+    items: list[Item] = []
+    unpriced: list[str] = []
+    for sku, quantity in quantities.items():
+        assert quantity >= 0, f"{sku}: {quantity}"
+        if quantity == 0:
+            continue
+        unit_price = None if price is None else unit_price_of(price.unit_prices, sku)
+        if price is None or unit_price is None:
+            unpriced.append(sku)
+        else:
+            items.append(Item(sku, quantity, unit_price, price.id))
+    return items, unpriced
+
+
+def unit_price_of(unit_prices: Mapping[str, int], sku: str) -> int | None:
+    """The price of a SKU; cached input without a price of its own costs what input costs."""
+    if sku == "cached_input" and sku not in unit_prices:
+        sku = "input"
+    return unit_prices.get(sku)

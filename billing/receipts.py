@@ -1,0 +1,62 @@
+"""Receipts: what one request used and cost, exact, whether its minute is closed yet or not."""
+
+from sqlalchemy import Connection
+
+from billing.model import Attempt, PriceAt, Receipt
+from billing.rate import Prices, rate
+from core.errors import NotFound
+from metering.model import Usage
+from metering.records import StoredEvent
+from metering.store import receipt_row
+
+UNBILLED = "error"  # the one status that costs nothing: the platform or the engine failed
+
+
+def receipt(conn: Connection, request_id: str, price_at: PriceAt) -> Receipt:
+    """The receipt of a request; NotFound when no event of it has arrived. The caller checks the organization."""
+    events = receipt_row(conn, request_id)
+    if not events:
+        raise NotFound(f"no request {request_id!r} is on record", param="request_id")
+    prices = Prices(conn, price_at)
+    last = events[-1]
+    price = prices.at(last.model_id, last.service_minute_ms)
+    return Receipt(
+        request_id=request_id,
+        org_id=last.org_id,
+        project_id=last.project_id,
+        key_id=last.key_id,
+        endpoint_id=last.endpoint_id,
+        model_id=last.model_id,
+        operation=last.operation,
+        stream=last.stream,
+        price_version=price.id if price else "",
+        attempts=tuple(_attempt(event, prices) for event in events),
+    )
+
+
+def _attempt(event: StoredEvent, prices: Prices) -> Attempt:
+    usage = Usage(event.input, event.cached_input, event.output, event.reasoning)
+    quantities = {} if event.status == UNBILLED else usage.billable()
+    items, unpriced = rate(quantities, prices.at(event.model_id, event.service_minute_ms))
+    return Attempt(
+        event_id=event.event_id,
+        attempt=event.attempt,
+        status=event.status,
+        http_status=event.http_status,
+        deployment_id=event.deployment_id,
+        engine_request_id=event.engine_request_id,
+        finish_reason=event.finish_reason,
+        usage={
+            "input": event.input,
+            "cached_input": event.cached_input,
+            "output": event.output,
+            "reasoning": event.reasoning,
+        },
+        usage_source=event.usage_source,
+        items=tuple(items),
+        held=tuple(unpriced),
+        received_ms=event.received_ms,
+        sent_ms=event.sent_ms,
+        first_byte_ms=event.first_byte_ms,
+        ended_ms=event.ended_ms,
+    )
