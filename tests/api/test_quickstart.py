@@ -1,0 +1,75 @@
+"""docs/quickstart.md runs as printed: its shell blocks, in order, in one shell, against a scripted model server."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import platform as platforms
+from tests.mock_engine import MockEngine
+
+PAGE = platforms.ROOT / "docs" / "quickstart.md"
+
+
+def _blocks() -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_quickstart_runs_as_printed(tmp_path: Path) -> None:
+    with MockEngine() as engine, platforms.running(tmp_path / "home") as platform:
+        # The page names port 9100; the test's model server listens where there is room.
+        script = "set -euo pipefail\n" + "\n".join(_blocks()).replace("http://127.0.0.1:9100", engine.url)
+        path = f"{platforms.FAREBOX.parent}:{os.environ['PATH']}"
+        environ = platform.environ | {"FAREBOX_URL": platform.url, "FAREBOX_HOME": str(platform.home), "PATH": path}
+        run = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert len(engine.seen) == 1
+        headers = (tmp_path / "headers.txt").read_text()
+        request_id = re.search(r"^x-request-id: (\S+)", headers, re.MULTILINE | re.IGNORECASE)
+        assert request_id is not None
+        receipt = json.loads(platform.cli("receipt", request_id[1], "-o", "json").stdout)
+        assert receipt["status"] == "completed" and receipt["usage"]["output"] == 4
+        assert request_id[1] in run.stdout
+
+
+def test_up_explains_what_is_in_its_way(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        run = _up("--home", str(tmp_path / "a"), "--port", str(port))
+        assert run.returncode == 1
+        assert f"port {port}" in run.stderr and "--port" in run.stderr
+
+    (tmp_path / "file").write_text("")
+    run = _up("--home", str(tmp_path / "file"), "--port", str(platforms.free_port()))
+    assert run.returncode == 1 and "--home" in run.stderr
+
+    run = _up("--port", "70000")
+    assert run.returncode == 2 and "1 to 65535" in run.stderr
+
+
+def test_up_refuses_a_second_platform_in_the_same_home(tmp_path: Path) -> None:
+    with platforms.running(tmp_path) as platform:
+        run = _up("--home", str(tmp_path), "--port", str(platforms.free_port()))
+        assert run.returncode == 1
+        assert str(platform.process.pid) in run.stderr
+
+
+@pytest.mark.parametrize("variable", ["FAREBOX_SCALE_TO_ZERO_AFTER_S", "FAREBOX_MAX_BODY_BYTES"])
+def test_a_setting_that_is_no_number_is_named(tmp_path: Path, variable: str) -> None:
+    run = _up("--home", str(tmp_path), **{variable: "soon"})
+    assert run.returncode == 1 and variable in run.stderr and "soon" in run.stderr
+
+
+def _up(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    command = [str(platforms.FAREBOX), "up", *arguments]
+    return subprocess.run(
+        command, env=platforms.environment(**settings), capture_output=True, text=True, timeout=30
+    )
