@@ -1,4 +1,4 @@
-"""Closing and posting together: every minute that is closed is on the ledger, or held, in the same transaction."""
+"""Closing and posting together: what is closed is on the ledger, or held, in the same transaction."""
 
 from collections.abc import Callable
 

@@ -20,7 +20,7 @@ class Price(Protocol):
     def unit_prices(self) -> Mapping[str, int]: ...
 
 
-# `catalog.store.price_at`: the version of a model's prices at an instant. Unknown: None or core.errors.NotFound.
+# `catalog.store.price_at`: a model's price version at an instant. Unknown: None, or core.errors.NotFound.
 PriceAt = Callable[[Connection, str, int], Price | None]
 
 

@@ -1,8 +1,8 @@
 """Pico-dollars in SQL: exact whatever the size, on both databases.
 
-2^63 pico-dollars are 9.2 million dollars, so BIGINT does not do. SQLite has nothing wider and would turn a larger
-number into a float in silence; there the digits are kept as text. Hence no SUM over these columns: quantities are
-summed in SQL (they fit), and multiplied and added up in Python.
+2^63 pico-dollars are 9.2 million dollars, so BIGINT does not do. SQLite has nothing wider and would turn a
+larger number into a float in silence; there the digits are kept as text. Hence no SUM over these columns:
+quantities are summed in SQL (they fit), and multiplied and added up in Python.
 """
 
 from typing import Any

@@ -23,18 +23,18 @@ _HeldKey = tuple[str, str, str, str]  # sku, model, endpoint, reason
 def invoice_preview(
     conn: Connection, org_id: str, start_ms: int, end_ms: int, now_ms: int, price_at: PriceAt
 ) -> Preview:
-    """Lines per SKU, model (or endpoint, for its minutes) and unit price, of what is billed in [start, end)."""
+    """Lines per SKU, model (for minutes: endpoint) and unit price, of what is billed in [start, end)."""
     # Read first. What closes while we read lies after it and is still read from its events, which stay.
     first_open = first_open_minute(conn)
     quantities: dict[_LineKey, int] = {}
     held: dict[_HeldKey, int] = {}
-    closed_end = min(end_ms, first_open)
-    for total in store.posted_totals(conn, org_id, start_ms, closed_end):
-        key = (total.sku, total.model_id, total.endpoint_id, total.unit_price_pico)
-        quantities[key] = quantities.get(key, 0) + total.quantity
-    for line in store.held_lines(conn, org_id, start_ms, closed_end):
+    # Held before posted: what is released in between shows in both, and so not too little is owed.
+    for line in store.held_lines(conn, org_id, start_ms, min(end_ms, first_open)):
         held_key = (line.sku, line.model_id, line.endpoint_id, line.reason)
         held[held_key] = held.get(held_key, 0) + line.quantity
+    for total in store.posted_totals(conn, org_id, start_ms, end_ms, first_open):
+        key = (total.sku, total.model_id, total.endpoint_id, total.unit_price_pico)
+        quantities[key] = quantities.get(key, 0) + total.quantity
     prices = Prices(conn, price_at)
     for minute in open_minutes(conn, org_id, start_ms, end_ms, first_open):
         items, unpriced = rate(minute.quantities, prices.at(minute.model_id, minute.service_minute_ms))

@@ -1,4 +1,4 @@
-"""Rating: quantities × the price version of the minute in which they happened. Pure, but for looking prices up."""
+"""Rating: quantities × the price version of the minute in which they happened. Pure, but for the look-up."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ class Prices:
         self._known: dict[tuple[str, int], Price | None] = {}
 
     def at(self, model_id: str, at_ms: int) -> Price | None:
-        """The version in force in the minute of `at_ms` (versions start at full minutes), None when there is none."""
+        """The version in force in the minute of `at_ms` (they start at full minutes), None: there is none."""
         key = (model_id, minute_floor(at_ms))
         if key not in self._known:
             try:

@@ -13,7 +13,7 @@ UNBILLED = "error"  # the one status that costs nothing: the platform or the eng
 
 
 def receipt(conn: Connection, request_id: str, price_at: PriceAt) -> Receipt:
-    """The receipt of a request; NotFound when no event of it has arrived. The caller checks the organization."""
+    """The receipt of a request; NotFound when no event of it arrived. The caller checks the organization."""
     events = receipt_row(conn, request_id)
     if not events:
         raise NotFound(f"no request {request_id!r} is on record", param="request_id")

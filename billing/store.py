@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, case, delete, func, insert, literal, select, tuple_
+from sqlalchemy import Column, Connection, case, delete, func, insert, literal, or_, select, tuple_
 
 from billing.model import ENDPOINT_MINUTE_SKU, Held, Item
 from billing.tables import held_quantities, ledger_postings, ledger_transactions
 from metering.records import ClosedMinute
 
+ADJUSTMENT = "adjustment"  # posted in an open minute, for one that is closed
 _CHUNK = 500
 
 
@@ -29,6 +30,7 @@ class LedgerTransaction:
     """A balanced entry for one minute."""
 
     id: str
+    kind: str  # usage | endpoint_minute | adjustment
     minute: ClosedMinute
     postings: tuple[Posting, ...]
 
@@ -54,11 +56,11 @@ def held_ids(conn: Connection, minute_ids: Sequence[str]) -> set[str]:
     return _existing(conn, held_quantities.c.minute_id, minute_ids)
 
 
-def _existing(conn: Connection, column: object, ids: Sequence[str]) -> set[str]:
+def _existing(conn: Connection, column: Column[str], ids: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for start in range(0, len(ids), _CHUNK):
         chunk = ids[start : start + _CHUNK]
-        found.update(conn.execute(select(column).where(column.in_(chunk))).scalars())  # type: ignore[attr-defined, call-overload]  # a Column
+        found.update(conn.execute(select(column).where(column.in_(chunk))).scalars())
     return found
 
 
@@ -87,7 +89,8 @@ def insert_transactions(conn: Connection, transactions: Sequence[LedgerTransacti
 
 
 def _transaction_row(transaction: LedgerTransaction, now_ms: int) -> dict[str, object]:
-    return {"id": transaction.id, **_minute_columns(transaction.minute), "posted_ms": now_ms}
+    columns = _minute_columns(transaction.minute)
+    return {"id": transaction.id, **columns, "kind": transaction.kind, "posted_ms": now_ms}
 
 
 def _minute_columns(minute: ClosedMinute) -> dict[str, object]:
@@ -103,8 +106,13 @@ def _minute_columns(minute: ClosedMinute) -> dict[str, object]:
     }
 
 
-def posted_totals(conn: Connection, org_id: str, start_ms: int, end_ms: int) -> list[Total]:
-    """Quantities on the ledger by invoice line. Summed by quantity: see money_type.py for why not by amount."""
+def posted_totals(
+    conn: Connection, org_id: str, start_ms: int, end_ms: int, first_open_ms: int
+) -> list[Total]:
+    """Quantities on the ledger by invoice line, of minutes closed at `first_open_ms`, and adjustments.
+
+    Summed by quantity: see money_type.py for why not by amount.
+    """
     transactions, postings = ledger_transactions, ledger_postings
     # An endpoint's minutes are a line of their own; tokens are one line per model over all endpoints.
     endpoint = case((postings.c.sku == ENDPOINT_MINUTE_SKU, transactions.c.endpoint_id), else_=literal(""))
@@ -116,14 +124,12 @@ def posted_totals(conn: Connection, org_id: str, start_ms: int, end_ms: int) -> 
             transactions.c.org_id == org_id,
             transactions.c.minute_ms >= start_ms,
             transactions.c.minute_ms < end_ms,
+            or_(transactions.c.minute_ms < first_open_ms, transactions.c.kind == ADJUSTMENT),
             postings.c.sku != "",
         )
         .group_by(*key)
     )
-    return [
-        Total(sku, model, endpoint_id, price, int(quantity))
-        for sku, model, endpoint_id, price, quantity in rows
-    ]
+    return [Total(row[0], row[1], row[2], row[3], int(row[4])) for row in rows]
 
 
 def hold(conn: Connection, minute: ClosedMinute, skus: Sequence[str], reason: str, now_ms: int) -> None:
@@ -153,9 +159,7 @@ def held_lines(conn: Connection, org_id: str, start_ms: int, end_ms: int) -> lis
         .where(table.c.org_id == org_id, table.c.minute_ms >= start_ms, table.c.minute_ms < end_ms)
         .group_by(*key, table.c.reason)
     )
-    return [
-        Held(sku, model, endpoint, int(quantity), reason) for sku, model, endpoint, quantity, reason in rows
-    ]
+    return [Held(row[0], row[1], row[2], int(row[3]), row[4]) for row in rows]
 
 
 def held_minutes(conn: Connection, limit: int) -> list[ClosedMinute]:

@@ -10,7 +10,7 @@ ledger_transactions = Table(
     "ledger_transactions",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("kind", Text, nullable=False),  # usage | endpoint_minute
+    Column("kind", Text, nullable=False),  # usage | endpoint_minute | adjustment
     Column("org_id", Text, nullable=False),
     Column("project_id", Text, nullable=False),
     Column("key_id", Text, nullable=False),

@@ -1,8 +1,8 @@
 """The minute clock: each UTC calendar minute in which an endpoint existed is recorded exactly once.
 
 A minute that has begun counts, so the minute of creation counts, and so does the one of deletion unless the
-endpoint was deleted exactly as it began. State does not matter: an endpoint that is scaled to zero or unhealthy
-still holds its URL and keys.
+endpoint was deleted exactly as it began. State does not matter: an endpoint that is scaled to zero, or not
+healthy, still holds its URL and keys.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ MAX_PER_SWEEP = 10_000
 
 @dataclass(frozen=True, slots=True)
 class EndpointLife:
-    """When an endpoint existed: from `created_ms` up to, but not including, `deleted_ms` (None: it still does)."""
+    """When an endpoint existed: from `created_ms` until before `deleted_ms` (None: it still does)."""
 
     endpoint_id: str
     org_id: str
@@ -45,7 +45,7 @@ def minute_event_id(endpoint_id: str, minute_ms: int) -> str:
 
 
 def sweep(conn: Connection, lives: Iterable[EndpointLife], now_ms: int, limit: int = MAX_PER_SWEEP) -> int:
-    """Record the minutes that are due, at most `limit`; returns how many. Repeat until it is less than `limit`."""
+    """Record the minutes that are due, at most `limit`; returns how many. Repeat until fewer than `limit`."""
     first_open = lock_first_open_minute(conn, exclusive=True)  # one sweeper at a time, in PostgreSQL too
     cursors = _read_cursors(conn)
     written = 0
@@ -68,14 +68,14 @@ def endpoint_names(conn: Connection, org_id: str) -> dict[str, str]:
     query = select(endpoint_cursors.c.endpoint_id, endpoint_cursors.c.name).where(
         endpoint_cursors.c.org_id == org_id
     )
-    return {endpoint_id: name for endpoint_id, name in conn.execute(query)}
+    return {row.endpoint_id: row.name for row in conn.execute(query)}
 
 
 def _due(life: EndpointLife, cursor: _Cursor | None, now_ms: int, limit: int) -> tuple[range, int, bool]:
-    """The minutes to record now, the next one after them, and whether none can follow."""
+    """The minutes to record now, the one after them, and whether none can follow."""
     created = minute_floor(life.created_ms)
     start = cursor.next_minute_ms if cursor is not None else created
-    # Even an endpoint that was deleted at once (or, by a clock that stepped back, before) existed in one minute.
+    # Even an endpoint that was deleted at once (or before, if the clock went back) existed in one minute.
     last = None if life.deleted_ms is None else max(created, minute_floor(life.deleted_ms - 1))
     end = minute_floor(now_ms) if last is None else min(last, minute_floor(now_ms))
     stop = min(end + MINUTE_MS, start + limit * MINUTE_MS)

@@ -35,7 +35,7 @@ class Poison(msgspec.Struct, frozen=True):
 
 
 def payload_hash(event: UsageEvent) -> str:
-    """The same for the same content, whatever the envelope says (a resend may carry another sequence number)."""
+    """The same for the same content, whatever the envelope says (a resend has another sequence number)."""
     return digest(_encoder.encode(event))
 
 

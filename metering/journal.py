@@ -150,7 +150,7 @@ class Journal:
     def _begin_epoch(self) -> None:
         own = [s for s in segment.list_segments(self._directory) if s.gateway == self._gateway]
         self._seq = segment.next_seq(self._directory, reversed(own))
-        # From the clock, so that a folder that was wiped does not start over with numbers the relay knows; and
+        # From the clock, so that a folder that was wiped does not start over with numbers the relay knows;
         # after the last one, so that a clock that stepped back does not either.
         self._epoch = max([self._clock.now_ms(), *(s.epoch + 1 for s in own)])
         self._begin_segment()

@@ -18,7 +18,7 @@ TOKEN_SKUS = ("input", "cached_input", "output")
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Token counts as the engine reports them. Invariants: cached_input ≤ input, reasoning ≤ output, all ≥ 0."""
+    """Token counts as the engine reports them. All ≥ 0; cached_input ≤ input, reasoning ≤ output."""
 
     input: int = 0
     cached_input: int = 0

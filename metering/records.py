@@ -13,7 +13,7 @@ ENDPOINT_MINUTE_SKU = "endpoint_minute"
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something that an operator has to look at: `sequence_gap`, `conflict`, `poison`, `corrupt`, …"""
+    """Something that an operator must look at: `sequence_gap`, `conflict`, `poison`, `unpriced`, …"""
 
     kind: str
     source: str
@@ -55,7 +55,7 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True)
 class ClosedMinute:
-    """Quantities of one minute that are rated together: all of one key at one endpoint, or one endpoint minute.
+    """Quantities of one minute that are rated together: of one key at one endpoint, or of one endpoint.
 
     `quantities` are disjoint and billable. A minute that is still open has the same shape, so that a preview
     rates it the same way.
@@ -75,7 +75,7 @@ class ClosedMinute:
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """One group of a usage summary. `requests` counts all attempts, `errors` those that failed and are not billed."""
+    """One group of a usage summary. `requests` counts all attempts, `errors` the failed, unbilled ones."""
 
     group: Mapping[str, str]
     quantities: Mapping[str, int]  # billable, by SKU, disjoint

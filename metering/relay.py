@@ -1,8 +1,8 @@
 """The relay: from the gateways' journals to usage rows, each event once.
 
-Rows and cursor move in one transaction, so a crash at any instant repeats nothing and skips nothing. Segments are
-deleted once they are consumed and have a successor; the newest of each gateway always stays, because the gateway
-goes on from the numbers in it.
+Rows and cursor move in one transaction, so a crash at any instant repeats nothing and skips nothing. Segments
+are deleted once they are consumed and have a successor; the newest of each gateway always stays, because the
+gateway goes on from the numbers in it.
 """
 
 import threading
@@ -118,7 +118,7 @@ class Relay:
         self._lock = threading.Lock()
 
     def run_once(self) -> int:
-        """Take in one batch of each journal; returns how many records. Nothing new costs one look at the folder."""
+        """Take in one batch of each journal; returns how many records. Nothing new: one look at the folder."""
         with self._lock:
             return sum(max(0, taken) for taken in self._pass())
 
@@ -148,7 +148,7 @@ class Relay:
         cursor = stored or Cursor(gateway)
         newest = segments[-1]
         if (newest.epoch, newest.index) < (cursor.epoch, cursor.segment):
-            # The folder was wiped and the clock went back: read it all; what is known is recognized by its id.
+            # The folder was wiped and the clock went back: read all; what is known is recognized by its id.
             cursor = Cursor(gateway)
         batch = self._read(cursor, segments)
         if batch is None:

@@ -27,7 +27,7 @@ _CHECKED = struct.Struct("<IQB")
 
 
 class SegmentHeader(msgspec.Struct, frozen=True):
-    """The first frame of a segment. Each start of the gateway is a new `epoch`; `seq` runs on through them."""
+    """The first frame of a segment. Each start of a gateway is an `epoch`; `seq` runs on through them."""
 
     gateway: str
     epoch: int

@@ -56,7 +56,7 @@ def first_open_minute(conn: Connection) -> int:
 
 
 def lock_first_open_minute(conn: Connection, *, exclusive: bool) -> int:
-    """The same, and it stays so until the transaction ends: writers of rows share it, closing has it alone."""
+    """The same, and it stays so until the transaction ends: writers of rows share it, closing owns it."""
     query = select(metering_state.c.value).where(metering_state.c.name == _FIRST_OPEN)
     query = query.with_for_update(read=not exclusive)  # SQLite has one writer anyway, and ignores this
     value = conn.execute(query).scalar()
@@ -183,7 +183,7 @@ def list_requests(
     limit: int = 100,
     after: str | None = None,
 ) -> list[str]:
-    """Request ids of an organization that ended in [start, end), newest first; `after` is the last one of a page."""
+    """Requests of an organization that ended in [start, end), newest first; `after`: the last id of a page."""
     table = usage_events
     query = select(table.c.request_id).where(
         table.c.org_id == org_id,

@@ -1,7 +1,7 @@
 """CloudEvents 1.0 in structured JSON mode: bytes to values and back.
 
-Strict on purpose: an event whose `id`, `source`, `type` or `time` is missing or malformed is refused. Inventing one
-(as the usual libraries do) would make every resend look like a new event, and so defeat deduplication.
+Strict on purpose: an event whose `id`, `source`, `type` or `time` is missing or malformed is refused. Inventing
+one (as the usual libraries do) makes every resend look like a new event, and so defeats deduplication.
 """
 
 import re
@@ -20,7 +20,7 @@ _WHERE = re.compile(r" - at `\$\.?([^`]*)`")
 _MISSING = re.compile(r"missing required field `([^`]*)`")
 
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-# A URI reference: anything without blanks and control characters, which is all the specification's users rely on.
+# A URI reference: taken as anything without blanks and control characters.
 _Source = Annotated[str, msgspec.Meta(min_length=1, max_length=512, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
 _Type = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
 _Sequence = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,20}$")]
@@ -72,7 +72,7 @@ _decoder = msgspec.json.Decoder(_Incoming)
 def encode_event(
     *, event_id: str, source: str, event_type: str, time_ms: int, subject: str, sequence: int, data: object
 ) -> bytes:
-    """The event as JSON; partitioned by its subject, and numbered (`sequence` sorts as text, so it is padded)."""
+    """The event as JSON, partitioned by its subject; `sequence` is padded so that it sorts as text."""
     return _encoder.encode(
         _Outgoing(
             "1.0", event_id, source, event_type, iso(time_ms), subject,
@@ -82,7 +82,7 @@ def encode_event(
 
 
 def decode_event(raw: bytes) -> CloudEvent:
-    """The event in `raw`; Invalid (its `param` names the attribute) for anything but a well-formed JSON event."""
+    """The event in `raw`; Invalid (`param` names the attribute) for all but a well-formed JSON event."""
     if len(raw) > MAX_EVENT_BYTES:
         raise Invalid(f"event of {len(raw)} bytes; at most {MAX_EVENT_BYTES} are accepted", param="data")
     try:
