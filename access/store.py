@@ -7,7 +7,7 @@ from sqlalchemy.exc import IntegrityError
 
 from access.keys import NewKey, make_key
 from access.model import ApiKey, KeySlot, KeyStatus, Organization, Principal, Project, valid_name
-from access.sealer import Sealer
+from access.seal import Sealer
 from access.tables import api_keys, organizations, projects
 from core.changes import record_change
 from core.errors import Conflict, Invalid, NotFound

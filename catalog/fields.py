@@ -116,12 +116,8 @@ class Fields:
         if len(values) > most:
             raise self.wrong(name, f"expected at most {most} entries, got {len(values)}")
         for i, value in enumerate(values):
-            if (
-                not isinstance(value, str)
-                or not value
-                or len(value) > limit
-                or not re.fullmatch(pattern, value)
-            ):
+            good = isinstance(value, str) and 0 < len(value) <= limit and _is_text(value)
+            if not good or not re.fullmatch(pattern, value):
                 path = (*self._path, name, i)
                 message = f"expected {expected} of 1 to {limit} characters, got {describe(value)}"
                 raise invalid(message, path, self._document.line(path))
@@ -147,6 +143,8 @@ class Fields:
                 raise self.wrong(name, "the field is missing")
             return None
         value = self._values[name]
+        if isinstance(value, str) and not _is_text(value):
+            raise self.wrong(name, "expected Unicode text, got half of a surrogate pair")
         allowed = (int, float) if kind is float else (kind,)
         if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
             hint = "; put it in quotes" if kind is str and isinstance(value, int | float) else ""
@@ -164,6 +162,11 @@ def describe(value: object) -> str:
         return "a list"
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _is_text(value: str) -> bool:
+    """False for a lone surrogate, which JSON can express and no encoding can store."""
+    return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _plain(value: float) -> str:
