@@ -21,6 +21,11 @@ def head_revision() -> str:
     return max(_known_revisions())
 
 
+def head_revision_or_none() -> str | None:
+    """As `head_revision`; None when there is no revision yet."""
+    return max(_known_revisions(), default=None)
+
+
 def _known_revisions() -> set[str]:
     return {path.name[:4] for path in (_FOLDER / "versions").glob("[0-9][0-9][0-9][0-9]_*.py")}
 

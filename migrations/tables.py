@@ -1,0 +1,13 @@
+"""Imports every package's tables, so that `core.database.metadata` is whole."""
+
+import access.tables
+import billing.tables
+import catalog.tables
+import core.changes
+import metering.tables
+import serving.tables
+from core.database import metadata
+
+TABLES = (access.tables, billing.tables, catalog.tables, core.changes, metering.tables, serving.tables)
+
+__all__ = ["metadata"]

@@ -1,0 +1,198 @@
+"""A real vLLM on the CPU: catalog to invoice, the official clients, hang-ups, scale to zero.
+
+The engine and the sample model are made by the project's own commands where they are missing, and shared by all
+runs of one user (FAREBOX_ENGINES_DIR and FAREBOX_MODELS_DIR, else ~/.farebox).
+"""
+
+import os
+import re
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+from rich.console import Console
+
+import farebox
+from core.settings import load_settings
+from functions.demo_setup import ensure_engine_and_model
+from functions.hand_calculation import minute_sum, token_sums, total_exact, total_rounded
+from tests import platform as platforms
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+IDLE_S = 25
+MODEL = "farebox/sample-chat"
+MESSAGES = [{"role": "user", "content": "What is Farebox?"}]
+
+
+@pytest.fixture(scope="module")
+def shared() -> dict[str, str]:
+    """Where the engine and the sample model are, made if need be."""
+    settings = load_settings(os.environ)
+    ensure_engine_and_model(Console(stderr=True), settings)
+    return {"FAREBOX_ENGINES_DIR": str(settings.engines_path), "FAREBOX_MODELS_DIR": str(settings.models_path)}
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory, shared: dict[str, str]) -> Iterator[platforms.Platform]:
+    home = tmp_path_factory.mktemp("home")
+    with platforms.running(home, FAREBOX_SCALE_TO_ZERO_AFTER_S=str(IDLE_S), **shared) as platform:
+        with platform.client() as client:
+            client.organizations.create("acme")
+            client.projects.create("web", organization="acme")
+            client.serverless_endpoints.create("sample", model=MODEL)
+        yield platform
+
+
+@pytest.fixture(scope="module")
+def ai(platform: platforms.Platform) -> Iterator[openai.OpenAI]:
+    with platform.client() as client:
+        key = client.keys.create(project="web", name="test")["key"]
+    with openai.OpenAI(base_url=platform.url + "/v1", api_key=key, max_retries=0, timeout=600) as ai:
+        yield ai
+
+
+def _engine_pids(platform: platforms.Platform) -> list[psutil.Process]:
+    return [p for p in platform.children() if "vllm" in " ".join(p.cmdline())]
+
+
+def _engine_counter(client: farebox.Client, name: str) -> int:
+    """A counter of the engine's own Prometheus page."""
+    url = next(r["url"] for d in client.deployments.list() for r in d["replicas"] if r.get("state") == "ready")
+    page = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()
+    return round(sum(float(value) for value in re.findall(rf"^{name}{{[^}}]*}} (\S+)$", page, re.MULTILINE)))
+
+
+def test_first_call_starts_the_engine_and_is_answered(platform: platforms.Platform, ai: openai.OpenAI) -> None:
+    assert _engine_pids(platform) == [], "no engine runs before the first call"
+    raw = ai.chat.completions.with_raw_response.create(
+        model="sample", messages=MESSAGES, max_tokens=24, temperature=0, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    chunks = list(raw.parse())
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    usage = chunks[-1].usage
+    assert re.search(r"[a-z]{3,} [a-z]{2,}", text), f"words, not noise: {text!r}"
+    assert usage is not None and usage.prompt_tokens > 0 and usage.completion_tokens > 0
+    with platform.client() as client:
+        receipt = client.receipts.get(raw.headers["x-request-id"])
+    assert receipt["status"] == "completed" and receipt["usage_source"] == "engine"
+    assert receipt["usage"]["input"] == usage.prompt_tokens
+    assert receipt["usage"]["output"] == usage.completion_tokens
+    assert _engine_pids(platform), "the engine runs now"
+
+
+def test_plain_calls_completions_and_models(platform: platforms.Platform, ai: openai.OpenAI) -> None:
+    assert {m.id for m in ai.models.list()} >= {MODEL, "sample"}
+    plain = ai.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=8, n=2, temperature=1)
+    assert len(plain.choices) == 2 and plain.usage is not None
+    completion = ai.completions.create(model="sample", prompt="Farebox is", max_tokens=8)
+    assert completion.usage is not None and completion._request_id is not None
+    with platform.client() as client:
+        assert client.receipts.get(plain._request_id or "")["usage"]["output"] == plain.usage.completion_tokens
+        assert client.receipts.get(completion._request_id)["operation"] == "completions"
+
+
+def test_cached_prompt_tokens_are_priced_apart(platform: platforms.Platform, ai: openai.OpenAI) -> None:
+    long = [{"role": "user", "content": "Tell me about endpoints and invoices. " * 60}]
+    ai.chat.completions.create(model="sample", messages=long, max_tokens=4)
+    again = ai.chat.completions.create(model="sample", messages=long, max_tokens=4)
+    with platform.client() as client:
+        receipt = client.receipts.get(again._request_id or "")
+    assert receipt["usage"]["cached_input"] > 0
+    assert receipt["billed"]["input"] + receipt["billed"]["cached_input"] == receipt["usage"]["input"]
+
+
+def test_bad_requests_keep_the_engines_meaning(ai: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        ai.chat.completions.create(model="sample", messages=[{"role": "user", "content": "word " * 9000}])
+    assert refused.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError):
+        ai.chat.completions.create(model="sample", messages=MESSAGES, temperature=-3)
+
+
+def test_a_hang_up_is_billed_for_what_was_produced(platform: platforms.Platform, ai: openai.OpenAI) -> None:
+    raw = ai.chat.completions.with_raw_response.create(
+        model="sample", messages=MESSAGES, max_tokens=3000, stream=True, extra_body={"ignore_eos": True}
+    )
+    stream = raw.parse()
+    for number, _ in enumerate(stream):
+        if number == 40:
+            break
+    stream.close()
+    deadline = time.monotonic() + 20
+    with platform.client() as client:
+        while True:
+            try:
+                receipt = client.receipts.get(raw.headers["x-request-id"])
+                break
+            except farebox.FareboxAPIError as error:
+                assert error.status == 404 and time.monotonic() < deadline
+                time.sleep(0.2)
+        assert receipt["status"] == "client_disconnect"
+        assert 35 <= receipt["usage"]["output"] < 2500, "billed for what was produced, and the engine stopped"
+        time.sleep(1)
+        running = _engine_counter(client, "vllm:num_requests_running")
+    assert running == 0, "the engine was told to stop"
+
+
+def test_tokens_billed_are_tokens_produced(platform: platforms.Platform, ai: openai.OpenAI) -> None:
+    with platform.client() as client:
+        before = _engine_counter(client, "vllm:generation_tokens_total")
+        known = {receipt["request_id"] for receipt in client.receipts.iterate(organization="acme")}
+        for length in range(1, 21):
+            ai.chat.completions.create(model="sample", messages=MESSAGES, max_tokens=length, temperature=1)
+        produced = _engine_counter(client, "vllm:generation_tokens_total") - before
+        fresh = [r for r in client.receipts.iterate(organization="acme") if r["request_id"] not in known]
+    assert len(fresh) == 20
+    assert sum(receipt["usage"]["output"] for receipt in fresh) == produced
+
+
+def test_the_preview_equals_the_hand_calculation(platform: platforms.Platform) -> None:
+    with platform.client() as client:
+        receipts = list(client.receipts.iterate(organization="acme"))
+        preview = client.invoices.preview("acme")
+        prices = {model["id"]: model["prices"] for model in client.models.list()}
+        endpoint = client.serverless_endpoints.get("sample")
+    sums = token_sums(receipts, prices)
+    per_minute = prices[MODEL]["endpoint_minute"]
+    sums.append(minute_sum(endpoint, preview["period_start"], preview["as_of"], per_minute))
+    assert Decimal(preview["total_exact_usd"]) == total_exact(sums)
+    assert Decimal(preview["total_usd"]) == total_rounded(sums)
+
+
+def test_idle_engine_is_stopped_and_wakes_again(platform: platforms.Platform, ai: openai.OpenAI) -> None:
+    deadline = time.monotonic() + IDLE_S + 60
+    while _engine_pids(platform):
+        assert time.monotonic() < deadline, "still running long after the last call"
+        time.sleep(0.5)
+    with platform.client() as client:
+        assert {d["state"] for d in client.deployments.list()} == {"stopped"}
+    answer = ai.chat.completions.create(model="sample", messages=MESSAGES, max_tokens=4)
+    assert answer.usage is not None and answer.usage.completion_tokens > 0
+
+
+def test_logs_hold_the_engines_words_and_not_the_callers(platform: platforms.Platform, ai: openai.OpenAI) -> None:
+    secret = "the weather in Ouagadougou"
+    ai.chat.completions.create(model="sample", messages=[{"role": "user", "content": secret}], max_tokens=4)
+    with platform.client() as client:
+        log = client.serverless_endpoints.get_logs("sample", lines=500)
+    assert "vLLM" in log or "vllm" in log
+    kept = [p for p in Path(platform.home).rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
+    assert not kept, f"prompts must not be stored: {kept}"
+    assert secret not in log
+
+
+def test_demo_ends_with_zero(tmp_path: Path, shared: dict[str, str]) -> None:
+    """`make run ARGS=--once`, without the set-up that make does."""
+    environ = platforms.environment(FAREBOX_HOME=str(tmp_path / "home"), **shared)
+    command = [str(platforms.FAREBOX), "demo", "--once", "--port", str(platforms.free_port())]
+    run = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "equals the hand calculation" in run.stdout

@@ -1,0 +1,63 @@
+"""An empty database, migrated, is the declared tables; on both databases."""
+
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from core.database import Database, open_database
+from migrations.migrate import SchemaTooNew, current_revision, head_revision, migrate
+from migrations.tables import metadata
+
+
+def _differences(db: Database) -> list[object]:
+    with db.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return [d for d in compare_metadata(context, metadata) if "alembic_version" not in str(d)]
+
+
+def test_sqlite_migrated_equals_declared(tmp_path: Path) -> None:
+    db = open_database(f"sqlite:///{tmp_path / 'a.db'}")
+    migrate(db)
+    assert _differences(db) == []
+    migrate(db)  # again: nothing to do
+    db.close()
+
+
+def test_postgres_migrated_equals_declared(postgres_url: str) -> None:
+    db = open_database(postgres_url)
+    migrate(db)
+    assert _differences(db) == []
+    with db.read() as connection:
+        assert current_revision(connection) == head_revision()
+        assert set(metadata.tables) <= set(inspect(connection).get_table_names())
+    db.close()
+
+
+def test_a_database_from_the_future_is_refused(tmp_path: Path) -> None:
+    db = open_database(f"sqlite:///{tmp_path / 'a.db'}")
+    migrate(db)
+    with db.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaTooNew, match="9999"):
+        migrate(db)
+    db.close()
+
+
+def test_a_failed_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = open_database(f"sqlite:///{tmp_path / 'a.db'}")
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("cut short")
+
+    monkeypatch.setattr("alembic.command.upgrade", broken)
+    with pytest.raises(RuntimeError):
+        migrate(db)
+    monkeypatch.undo()
+    with db.read() as connection:
+        assert inspect(connection).get_table_names() == []
+    migrate(db)
+    assert _differences(db) == []
+    db.close()
