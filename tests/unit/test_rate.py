@@ -1,0 +1,76 @@
+"""Rating is multiplication, and nothing without a price is free."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing.ledger import entry
+from billing.rate import Prices, rate, unit_price_of
+from core.errors import NotFound
+from metering.model import Usage
+from metering.records import ClosedMinute
+
+counts = st.integers(min_value=0, max_value=10**12)
+
+
+@dataclass(frozen=True)
+class Version:
+    id: str = "price_1"
+    unit_prices: dict[str, int] = field(default_factory=dict)
+
+
+@given(counts, counts, counts, st.integers(min_value=0, max_value=10**15))
+def test_amounts_are_exact(input_: int, cached: int, output: int, price: int) -> None:
+    usage = Usage(input_ + cached, cached, output)
+    version = Version(unit_prices={"input": price, "cached_input": price // 2, "output": price * 4})
+    items, unpriced = rate(usage.billable(), version)
+    assert not unpriced
+    assert sum(i.amount_pico for i in items) == input_ * price + cached * (price // 2) + output * price * 4
+    assert all(item.quantity for item in items)
+
+
+@given(st.lists(st.tuples(counts, st.integers(min_value=0, max_value=10**21)), max_size=5))
+def test_every_ledger_entry_sums_to_zero(sold: list[tuple[int, int]]) -> None:
+    quantities = {f"sku_{i}": quantity for i, (quantity, _) in enumerate(sold)}
+    version = Version(unit_prices={f"sku_{i}": price for i, (_, price) in enumerate(sold)})
+    items, _ = rate(quantities, version)
+    minute = ClosedMinute("m", "usage", 0, 0, "org_1", "", "", "", "", quantities)
+    made = entry(minute, items, "m", "usage")
+    assert sum(posting.amount_pico for posting in made.postings) == 0
+    assert made.postings[0].amount_pico == sum(quantity * price for quantity, price in sold)
+
+
+def test_what_has_no_price_is_held_not_free() -> None:
+    items, unpriced = rate({"input": 3, "output": 2}, Version(unit_prices={"input": 5}))
+    assert [(i.sku, i.amount_pico) for i in items] == [("input", 15)]
+    assert unpriced == ["output"]
+    assert rate({"input": 3}, None) == ([], ["input"])
+    assert rate({"input": 0}, None) == ([], [])
+
+
+def test_a_price_of_zero_is_a_price() -> None:
+    items, unpriced = rate({"output": 2}, Version(unit_prices={"output": 0}))
+    assert (items[0].amount_pico, unpriced) == (0, [])
+
+
+def test_cached_input_costs_what_input_costs_unless_it_has_a_price() -> None:
+    assert unit_price_of({"input": 7}, "cached_input") == 7
+    assert unit_price_of({"input": 7, "cached_input": 0}, "cached_input") == 0
+    assert unit_price_of({}, "cached_input") is None
+
+
+def test_a_price_is_looked_up_once_per_model_and_minute() -> None:
+    asked: list[tuple[str, int]] = []
+
+    def price_at(_: Any, model_id: str, at_ms: int) -> Version:
+        asked.append((model_id, at_ms))
+        if model_id == "gone":
+            raise NotFound("no such model")
+        return Version()
+
+    prices = Prices(None, price_at)  # type: ignore[arg-type]  # no SQL in this one
+    assert prices.at("a", 60_001) == prices.at("a", 119_999) == Version()
+    assert prices.at("gone", 0) is prices.at("gone", 1) is None
+    assert asked == [("a", 60_000), ("gone", 0)]
