@@ -7,7 +7,7 @@ from sqlalchemy.exc import IntegrityError
 
 from access.keys import NewKey, make_key
 from access.model import ApiKey, KeySlot, KeyStatus, Organization, Principal, Project, valid_name
-from access.seal import Sealer
+from access.sealer import Sealer
 from access.tables import api_keys, organizations, projects
 from core.changes import record_change
 from core.errors import Conflict, Invalid, NotFound
@@ -101,7 +101,7 @@ def find_project(connection: Connection, name: str, param: str = "project") -> P
     if not rows:
         raise NotFound(f"{param}: there is no project {name!r}", param=param)
     if len(rows) > 1:
-        names = ", ".join(f"{row.org_name}/{row.name}" for row in rows)
+        names = ", ".join(sorted(f"{row.org_name}/{row.name}" for row in rows))
         raise Invalid(f"{param}: {name!r} is the name of several projects; say which: {names}", param=param)
     return Project(*rows[0])
 
@@ -112,7 +112,7 @@ def sole_project(connection: Connection, now_ms: int) -> Project:
     if len(rows) == 1:
         return Project(*rows[0])
     if rows:
-        names = ", ".join(f"{row.org_name}/{row.name}" for row in rows)
+        names = ", ".join(sorted(f"{row.org_name}/{row.name}" for row in rows))
         raise Invalid(f"project: there are several projects; name one of {names}", param="project")
     found = connection.execute(select(organizations).where(organizations.c.name == "default")).first()
     organization = Organization(*found) if found else create_organization(connection, "default", now_ms)

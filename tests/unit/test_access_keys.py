@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from access.files import SecretFileError, read_secret_file, write_secret_file
 from access.keys import hash_key, looks_like_key, make_key
 from access.model import valid_name
-from access.seal import SealBrokenError, Sealer, ensure_secret
+from access.sealer import SealBrokenError, Sealer, ensure_secret
 from core.errors import FareboxError, Invalid
 
 

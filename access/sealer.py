@@ -80,6 +80,6 @@ def ensure_secret(path: Path) -> bytes:
     return secret
 
 
-def load_sealer(path: Path) -> Sealer:
+def open_sealer(path: Path) -> Sealer:
     """A sealer with the home's secret, made on first use."""
     return Sealer(ensure_secret(path))

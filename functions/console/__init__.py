@@ -1,0 +1,1 @@
+"""The management API: organizations, keys, catalog, endpoints, usage, receipts and previews over HTTP."""

@@ -1,0 +1,63 @@
+"""Who may call which route: the whole table. A route that is not in it is refused to everybody.
+
+A test compares it with the routes that the app has. What a project's or an endpoint's key may see *within* a
+route (its own rows only) is decided by that route.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from access.model import KeyKind, Principal
+from core.errors import Forbidden
+
+ADMIN: Final[frozenset[KeyKind]] = frozenset({"admin"})
+PROJECT: Final[frozenset[KeyKind]] = frozenset({"admin", "project"})
+ANY_KEY: Final[frozenset[KeyKind]] = frozenset({"admin", "project", "endpoint"})
+
+# Without a key: what describes the API, none of what is in it.
+PUBLIC: Final = frozenset(
+    {("GET", "/api/openapi.json"), ("GET", "/api/docs"), ("GET", "/api/docs/oauth2-redirect")}
+)
+
+ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
+    ("POST", "/api/organizations"): ADMIN,
+    ("GET", "/api/organizations"): ADMIN,
+    ("POST", "/api/projects"): ADMIN,
+    ("GET", "/api/projects"): ADMIN,
+    ("POST", "/api/keys"): ADMIN,
+    ("GET", "/api/keys"): ADMIN,
+    ("DELETE", "/api/keys/{key_id}"): ADMIN,
+    ("POST", "/api/models"): ADMIN,
+    ("GET", "/api/models"): PROJECT,
+    ("GET", "/api/models/{model_id:path}"): PROJECT,
+    ("DELETE", "/api/models/{model_id:path}"): ADMIN,
+    ("GET", "/api/model-prices/{model_id:path}"): PROJECT,
+    ("POST", "/api/serverless-endpoints"): ADMIN,
+    ("GET", "/api/serverless-endpoints"): ADMIN,
+    ("GET", "/api/serverless-endpoints/{name}"): ADMIN,
+    ("DELETE", "/api/serverless-endpoints/{name}"): ADMIN,
+    ("POST", "/api/serverless-endpoints/{name}/list-keys"): ADMIN,
+    ("POST", "/api/serverless-endpoints/{name}/regenerate-keys"): ADMIN,
+    ("GET", "/api/serverless-endpoints/{name}/logs"): ADMIN,
+    ("GET", "/api/deployments"): ADMIN,
+    ("GET", "/api/usage"): PROJECT,
+    ("GET", "/api/receipts"): PROJECT,
+    ("GET", "/api/receipts/{request_id}"): ANY_KEY,
+    ("GET", "/api/invoices/preview"): ADMIN,
+}
+
+_HELD: Final[Mapping[KeyKind, str]] = {
+    "admin": "an admin key",
+    "project": "a project's key",
+    "endpoint": "an endpoint's key",
+}
+
+
+def check_allowed(principal: Principal, method: str, route: str) -> None:
+    """Forbidden unless the table lets this kind of key call the route."""
+    allowed = ROUTES.get((method, route), frozenset())
+    if principal.kind not in allowed:
+        raise Forbidden(
+            f"{_HELD[principal.kind]} may not call {method} {route}; "
+            "use the admin key (the file admin.key in the Farebox home)"
+        )

@@ -1,0 +1,54 @@
+"""What the console is given by the wiring."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+from fastapi import Depends, Request
+
+from access.model import Principal
+from access.sealer import Sealer
+from core.clock import Clock
+from core.database import Database
+from core.settings import Settings
+from serving.model import LiveStatus
+
+
+class RuntimeView(Protocol):
+    """What the console asks of the runtime that keeps the model servers."""
+
+    def status(self) -> Mapping[str, LiveStatus]: ...
+
+    def tail_log(self, deployment_id: str, lines: int) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleDependencies:
+    """Frozen for the life of the process.
+
+    `catch_up` brings the ledger up to now (drains the journal, sweeps the endpoint minutes); it is called
+    before usage, receipts and previews are read, so that a call shows as soon as it was answered.
+    """
+
+    settings: Settings
+    clock: Clock
+    db: Database
+    sealer: Sealer
+    runtime: RuntimeView
+    catch_up: Callable[[], None]
+
+
+def _dependencies(request: Request) -> ConsoleDependencies:
+    found = request.app.state.dependencies
+    assert isinstance(found, ConsoleDependencies)
+    return found
+
+
+def _principal(request: Request) -> Principal:
+    found = request.state.principal
+    assert isinstance(found, Principal), "every route is an AuthorizedRoute"
+    return found
+
+
+Deps = Annotated[ConsoleDependencies, Depends(_dependencies)]
+Caller = Annotated[Principal, Depends(_principal)]

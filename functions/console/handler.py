@@ -1,0 +1,50 @@
+"""The console as an application: every route of the management API, its errors and its description."""
+
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
+
+from functions.console import deployments, endpoints, invoices, keys, models, organizations, usage
+from functions.console.dependencies import ConsoleDependencies
+from functions.console.middleware import MAX_BODY_BYTES, Edge
+from functions.console.problems import install_problems
+from functions.console.shapes import Problem
+
+_DESCRIPTION = """\
+Everything but the model calls themselves (those are OpenAI's API, under `/v1` and `/endpoints/{name}/v1`).
+
+Send `Authorization: Bearer KEY` with the admin key (the file `admin.key` in the Farebox home). A project's
+key may read the models and its own usage and receipts, an endpoint's key its own receipts.
+
+Amounts of money are exact decimals as texts, times are ISO 8601 in UTC. Lists come as
+`{"data": […], "next": …}`: give `next` as `after` for the next page. Unknown fields are refused. Refusals are
+problem documents (RFC 9457), and every answer carries `x-request-id`.
+"""
+_REFUSALS = {
+    401: "No key, or one that is unknown, expired or revoked.",
+    403: "This kind of key may not do that.",
+    404: "Nothing by that name.",
+    409: "A name in use, or something in use.",
+    422: "A field is wrong; `param` names it.",
+}
+
+
+def create_console(deps: ConsoleDependencies) -> FastAPI:
+    """The management API on these dependencies."""
+    app = FastAPI(
+        title="Farebox management API",
+        version="1",
+        description=_DESCRIPTION,
+        openapi_url="/api/openapi.json",
+        docs_url="/api/docs",
+        redoc_url=None,
+        redirect_slashes=False,
+        # Only for the description: routes check the key themselves, before the body is read.
+        dependencies=[Depends(HTTPBearer(auto_error=False))],
+        responses={status: {"model": Problem, "description": why} for status, why in _REFUSALS.items()},
+    )
+    app.state.dependencies = deps
+    for group in (organizations, keys, models, endpoints, deployments, usage, invoices):
+        app.include_router(group.router)
+    install_problems(app)
+    app.add_middleware(Edge, max_body_bytes=min(deps.settings.max_body_bytes, MAX_BODY_BYTES))
+    return app
