@@ -1,0 +1,1 @@
+"""The data plane: callers' requests to model servers, metered."""

@@ -1,0 +1,61 @@
+"""How busy each deployment is, told to the control process, which stops those that nobody calls."""
+
+import asyncio
+
+from core.clock import Clock
+from core.errors import Unavailable
+from core.log import get_logger
+from functions.gateway.control import ControlClient
+
+_log = get_logger(__name__)
+
+REPORT_EVERY_S = 1.0
+
+
+class Activity:
+    """Counts calls in flight and reports changes once a second, and the busy ones always.
+
+    The latter so that a control process that was restarted does not take a long stream for idleness.
+    """
+
+    def __init__(self, control: ControlClient, clock: Clock) -> None:
+        self._control = control
+        self._clock = clock
+        self._in_flight: dict[str, int] = {}
+        self._changed: dict[str, int] = {}  # deployment id to the time of its last call
+
+    def begin(self, deployment_id: str) -> None:
+        """A call for the deployment was admitted."""
+        self._in_flight[deployment_id] = self._in_flight.get(deployment_id, 0) + 1
+        self._changed[deployment_id] = self._clock.now_ms()
+
+    def end(self, deployment_id: str) -> None:
+        """It ended."""
+        left = self._in_flight[deployment_id] - 1
+        if left:
+            self._in_flight[deployment_id] = left
+        else:
+            del self._in_flight[deployment_id]
+        self._changed[deployment_id] = self._clock.now_ms()
+
+    async def run(self) -> None:
+        """Report until cancelled."""
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            await self.report()
+
+    async def report(self) -> None:
+        """Send what there is to say; kept for the next time when it cannot be said."""
+        now_ms = self._clock.now_ms()
+        last_calls = dict.fromkeys(self._in_flight, now_ms) | self._changed
+        if not last_calls:
+            return
+        report = {
+            deployment_id: {"in_flight": self._in_flight.get(deployment_id, 0), "last_ms": last_ms}
+            for deployment_id, last_ms in last_calls.items()
+        }
+        told, self._changed = self._changed, {}
+        try:
+            await self._control.report_activity(report)
+        except Unavailable:
+            self._changed = told | self._changed

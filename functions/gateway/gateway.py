@@ -1,0 +1,129 @@
+"""What all calls of a gateway process share: its dependencies, pollers, pools, and whether it takes calls."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from core.changes import Change
+from core.clock import Clock
+from core.errors import FareboxError, JournalFull, Unavailable
+from core.log import get_logger
+from core.settings import Settings
+from functions.gateway.activity import Activity
+from functions.gateway.control import ControlClient
+from functions.gateway.lookups import KeyAnswer, Lookups, RouteName
+from functions.gateway.upstream import Upstream
+from functions.gateway.waking import WaitingRoom
+from metering.model import UsageEvent
+from serving.model import Route
+
+_log = get_logger(__name__)
+_DRAIN_LOOK_EVERY_S = 0.05
+
+
+class UsageJournal(Protocol):
+    """What a gateway needs of `metering.journal.Journal`."""
+
+    async def append(self, event: UsageEvent) -> None: ...
+
+    def note_progress(self, event: UsageEvent) -> None: ...
+
+    def check(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayDependencies:
+    """Everything a gateway is made of. The callables do SQL and are called in threads."""
+
+    settings: Settings
+    clock: Clock
+    journal: UsageJournal
+    control: ControlClient
+    find_principal: Callable[[str], KeyAnswer]  # by key hash: who holds it, or unknown | expired | revoked
+    resolve_route: Callable[[RouteName], Route | None]
+    list_routes: Callable[[RouteName], list[Route]]  # of a key; the model name is not looked at
+    poll_changes: Callable[[int], list[Change]]  # the change feed after a sequence number
+    last_seq: Callable[[], int]  # the newest sequence number of the change feed
+
+
+class Gateway:
+    """The state of one gateway process."""
+
+    def __init__(self, dependencies: GatewayDependencies) -> None:
+        self.settings = settings = dependencies.settings
+        self.clock = dependencies.clock
+        self.journal = dependencies.journal
+        self.control = dependencies.control
+        self.list_routes = dependencies.list_routes
+        self.lookups = Lookups(
+            clock=dependencies.clock,
+            find_principal=dependencies.find_principal,
+            resolve_route=dependencies.resolve_route,
+            poll_changes=dependencies.poll_changes,
+            last_seq=dependencies.last_seq,
+        )
+        self.upstream = Upstream(settings)
+        self.waiting = WaitingRoom(
+            dependencies.control,
+            dependencies.clock,
+            max_waiting=settings.max_waiting_per_deployment,
+            on_ready=self.lookups.routes.forget,
+        )
+        self.activity = Activity(dependencies.control, dependencies.clock)
+        self.in_flight = 0
+        self.draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Open the pools and start the pollers."""
+        await self.upstream.open()
+        await self.control.open()
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self.lookups.run()), loop.create_task(self.activity.run())]
+
+    async def stop(self) -> None:
+        """The reverse. The journal stays open: who opened it closes it."""
+        self.draining = True
+        await self.waiting.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        with contextlib.suppress(Unavailable):
+            await self.activity.report()
+        await self.upstream.close()
+        await self.control.close()
+
+    async def drain(self) -> bool:
+        """Take no new calls and wait for those in flight, at most `drain_grace_s`; True when none is left."""
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.settings.drain_grace_s
+        while self.in_flight and loop.time() < end:  # noqa: ASYNC110  # rare, and a counter is all the path has
+            await asyncio.sleep(_DRAIN_LOOK_EVERY_S)
+        return not self.in_flight
+
+    def check_admission(self) -> None:
+        """Unavailable while no call can be taken at all."""
+        if self.draining:
+            raise Unavailable("This gateway is stopping; try again.", code="stopping", retry_after_s=1)
+        if self.in_flight > self.settings.max_concurrent_requests:
+            raise Unavailable("Too many calls are in flight; try again.", code="overloaded", retry_after_s=1)
+        self.journal.check()
+
+    async def problems(self) -> list[str]:
+        """Why this gateway does not serve; empty when it does."""
+        found = ["draining"] if self.draining else []
+        try:
+            self.journal.check()
+        except JournalFull as error:
+            found.append(f"journal: {error.message}")
+        if not self.lookups.database_reachable:
+            found.append("database: the change feed cannot be read")
+        try:
+            await self.control.ping()
+        except FareboxError as error:
+            found.append(f"control: {error.message}")
+        return found

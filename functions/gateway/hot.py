@@ -1,0 +1,151 @@
+"""The metered POST routes as one bare ASGI callable: who calls, what, where to; `MeteredCall` does the rest.
+
+Refused calls end here and leave no usage event: nothing was produced.
+"""
+
+from access.keys import MAX_KEY_LENGTH, hash_key
+from access.model import Principal
+from core.errors import BadRequest, FareboxError, Forbidden, NotFound, Unauthenticated
+from core.ids import new_id
+from core.log import get_logger
+from functions.gateway.call import MeteredCall
+from functions.gateway.exchange import Exchange, HangUp, Receive, Scope, Send
+from functions.gateway.gateway import Gateway
+from functions.gateway.lookups import RouteName
+from serving.model import Route
+from wire.openai import ModelRequest, Operation, parse_request
+
+_log = get_logger(__name__)
+
+OPERATIONS: dict[str, Operation] = {
+    "/v1/chat/completions": "chat.completions",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+}
+_OPERATIONS_OF_TASK: dict[str, tuple[Operation, ...]] = {
+    "chat": ("chat.completions", "completions"),
+    "completion": ("completions",),
+    "embedding": ("embeddings",),
+}
+_REFUSALS = {
+    "unknown": "Incorrect API key provided: it is not a key of this installation.",
+    "expired": "This API key has expired; ask for a new one.",
+    "revoked": "This API key was revoked; ask for a new one.",
+}
+
+
+def hot_route(path: str) -> tuple[Operation, str] | None:
+    """The operation and the endpoint's name ("" where the path names none) of a metered path."""
+    operation = OPERATIONS.get(path)
+    if operation is not None:
+        return operation, ""
+    if path.startswith("/endpoints/"):
+        name, slash, rest = path[11:].partition("/")
+        operation = OPERATIONS.get(slash + rest)
+        if operation is not None and name:
+            return operation, name
+    return None
+
+
+async def authenticate(gateway: Gateway, headers: dict[bytes, bytes]) -> Principal:
+    """The holder of the key in the headers. Unauthenticated says what is wrong with it."""
+    key = _presented_key(headers)
+    if not key:
+        raise Unauthenticated(
+            "You did not provide an API key. Send it in the header 'Authorization: Bearer YOUR_KEY'."
+        )
+    if len(key) > MAX_KEY_LENGTH:
+        raise Unauthenticated(_REFUSALS["unknown"])
+    answer = await gateway.lookups.principal(hash_key(key))
+    if isinstance(answer, Principal):
+        if answer.kind == "admin":
+            raise Forbidden(
+                "This is an admin key: it manages and cannot call models. Use a project's or endpoint's key."
+            )
+        return answer
+    raise Unauthenticated(_REFUSALS.get(answer, _REFUSALS["unknown"]))
+
+
+def _presented_key(headers: dict[bytes, bytes]) -> str:
+    scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
+    if credentials and scheme.lower() == b"bearer":
+        return credentials.strip().decode("latin-1")
+    return headers.get(b"api-key", b"").strip().decode("latin-1")
+
+
+def route_name(principal: Principal, endpoint_name: str, model: str) -> RouteName:
+    """What is looked up for a caller: within an endpoint key's endpoint, else within the key's project."""
+    if principal.kind == "endpoint":
+        return RouteName("", principal.endpoint_id, endpoint_name, model)
+    return RouteName(principal.project_id, "", endpoint_name, model)
+
+
+def unknown_model(model: str, endpoint_name: str) -> NotFound:
+    """OpenAI's answer to a model that is not there, with what to do about it."""
+    if endpoint_name:
+        serve = f", does not serve `{model}`" if model else ""
+        text = f"The endpoint `{endpoint_name}` does not exist{serve} or this key may not use it."
+    else:
+        text = f"The model `{model}` does not exist or this key may not use it."
+    advice = "GET /v1/models lists what it may use; `farebox serverless-endpoint create` deploys a model."
+    return NotFound(f"{text} {advice}", code="model_not_found", param="model")
+
+
+class HotRoutes:
+    """Serves every path that `hot_route` knows."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, operation: Operation, endpoint_name: str
+    ) -> None:
+        gateway = self._gateway
+        received_ms = gateway.clock.now_ms()
+        exchange = Exchange(scope, receive, send, new_id("req", received_ms))
+        gateway.in_flight += 1
+        try:
+            call = await self._admitted(exchange, operation, endpoint_name, received_ms)
+            await call.run()
+        except HangUp:
+            pass  # before anything was done for the caller
+        except FareboxError as error:
+            await exchange.answer_error(error)
+        except Exception:
+            _log.exception("a request failed unexpectedly", extra={"request_id": exchange.request_id})
+            if not exchange.started:
+                await exchange.answer_error(FareboxError(f"Internal error in request {exchange.request_id}."))
+        finally:
+            gateway.in_flight -= 1
+            await exchange.close()
+
+    async def _admitted(
+        self, exchange: Exchange, operation: Operation, endpoint_name: str, received_ms: int
+    ) -> MeteredCall:
+        gateway = self._gateway
+        gateway.check_admission()
+        exchange.check_headers()
+        principal = await authenticate(gateway, exchange.headers)
+        # The body is not bound to a name: it would live as long as the answer streams.
+        request = parse_request(await exchange.read_body(gateway.settings.max_body_bytes))
+        route = await self._route(principal, operation, endpoint_name, request)
+        if not route.urls:
+            gateway.waiting.check_room(route.deployment_id)
+        return MeteredCall(gateway, exchange, operation, principal, request, route, received_ms)
+
+    async def _route(
+        self, principal: Principal, operation: Operation, endpoint_name: str, request: ModelRequest
+    ) -> Route:
+        model = request.model or ""
+        if not model and not endpoint_name:
+            raise BadRequest("You must provide a model parameter.", param="model", code="missing_parameter")
+        route = await self._gateway.lookups.routes.find(route_name(principal, endpoint_name, model))
+        if route is None:
+            raise unknown_model(model, endpoint_name)
+        if operation not in _OPERATIONS_OF_TASK.get(route.task, ()):
+            raise NotFound(
+                f"The model `{model or route.model_id}` does {route.task}, which {operation} is not.",
+                code="model_not_found",
+                param="model",
+            )
+        return route

@@ -1,0 +1,211 @@
+"""Keys and model names to principals and routes: from memory, filled by SQL on a miss, forgotten on a change.
+
+A warm call does no SQL. What is remembered is as old as the change feed's last poll; a load that a change
+overtook is used once and not remembered.
+"""
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import Generic, NamedTuple, TypeVar
+
+from access.model import Principal
+from core.changes import MAX_BATCH, Change
+from core.clock import Clock
+from core.log import get_logger
+from serving.model import Route
+
+_log = get_logger(__name__)
+
+KeyAnswer = Principal | str
+"""Who holds a key, or why nobody does: `unknown`, `expired`, `revoked`."""
+
+
+class RouteName(NamedTuple):
+    """What a caller may mean by a name: "" where there is none."""
+
+    project_id: str
+    endpoint_id: str  # of an endpoint key
+    endpoint_name: str  # from the URL
+    model: str  # from the body
+
+
+MAX_HITS = 200_000
+MAX_MISSES = 20_000
+CLEAR = "clear"
+POLL_EVERY_S = 0.2
+FEED_SILENT_S = 5.0  # without a successful poll for this long, the database counts as unreachable
+
+_K = TypeVar("_K", bound=Hashable)
+_H = TypeVar("_H")
+_M = TypeVar("_M")
+
+
+class LookupCache(Generic[_K, _H, _M]):
+    """A bounded memory of loads: least recently used goes first, one load per key however many wait for it.
+
+    Misses are kept apart, so that a flood of wrong names cannot push out the right ones.
+    """
+
+    def __init__(
+        self, load: Callable[[_K], _H | _M], hit_type: type[_H], ref_of: Callable[[_H], str], max_hits: int
+    ) -> None:
+        """`ref_of` a hit: the id by which the change feed will name it."""
+        self._load = load
+        self._hit_type = hit_type
+        self._ref_of = ref_of
+        self._max_hits = max_hits
+        self._hits: dict[_K, _H] = {}
+        self._misses: dict[_K, _M] = {}
+        self._by_ref: dict[str, set[_K]] = {}
+        self._loading: dict[_K, asyncio.Task[_H | _M]] = {}
+        self._generation = 0
+
+    def peek(self, key: _K) -> _H | None:
+        """The remembered hit, None when there is none."""
+        hit = self._hits.pop(key, None)
+        if hit is not None:
+            self._hits[key] = hit  # now the youngest
+        return hit
+
+    async def find(self, key: _K) -> _H | _M:
+        """The remembered answer, else the one from the source."""
+        hit = self.peek(key)
+        if hit is not None:
+            return hit
+        if key in self._misses:
+            return self._misses[key]
+        task = self._loading.get(key)
+        if task is None:
+            task = self._loading[key] = asyncio.get_running_loop().create_task(self._fill(key))
+        # A caller who goes away must not cancel the load that others wait for.
+        return await asyncio.shield(task)
+
+    async def _fill(self, key: _K) -> _H | _M:
+        generation = self._generation
+        try:
+            answer = await asyncio.to_thread(self._load, key)
+        finally:
+            if self._generation == generation:
+                self._loading.pop(key, None)
+        if self._generation == generation:
+            self._keep(key, answer)
+        return answer
+
+    def _keep(self, key: _K, answer: _H | _M) -> None:
+        if not isinstance(answer, self._hit_type):
+            self._misses[key] = answer  # type: ignore[assignment]  # what is no hit is a miss
+            if len(self._misses) > MAX_MISSES:
+                del self._misses[next(iter(self._misses))]
+            return
+        self._hits[key] = answer
+        self._by_ref.setdefault(self._ref_of(answer), set()).add(key)
+        if len(self._hits) > self._max_hits:
+            self._drop(next(iter(self._hits)))
+
+    def _drop(self, key: _K) -> None:
+        hit = self._hits.pop(key, None)
+        if hit is None:
+            return
+        ref = self._ref_of(hit)
+        keys = self._by_ref[ref]
+        keys.discard(key)
+        if not keys:
+            del self._by_ref[ref]
+
+    def forget(self, ref: str) -> None:
+        """The row `ref` changed or is new: drop what came of it, all misses, and what is being loaded now."""
+        self._generation += 1
+        self._loading = {}
+        self._misses.clear()
+        for key in list(self._by_ref.get(ref, ())):
+            self._drop(key)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._generation += 1
+        self._loading = {}
+        self._hits.clear()
+        self._misses.clear()
+        self._by_ref.clear()
+
+    def __len__(self) -> int:
+        return len(self._hits) + len(self._misses)
+
+
+class Lookups:
+    """Both caches and the poller that keeps them true."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        find_principal: Callable[[str], KeyAnswer],
+        resolve_route: Callable[[RouteName], Route | None],
+        poll_changes: Callable[[int], list[Change]],
+        last_seq: Callable[[], int],
+    ) -> None:
+        self._clock = clock
+        self._poll_changes = poll_changes
+        self._last_seq = last_seq
+        self.principals: LookupCache[str, Principal, str] = LookupCache(
+            find_principal, Principal, lambda principal: principal.key_id, MAX_HITS
+        )
+        self.routes: LookupCache[RouteName, Route, None] = LookupCache(
+            resolve_route, Route, lambda route: route.deployment_id, MAX_HITS
+        )
+        self._seq = -1  # not known yet
+        self._polled_ms: int | None = None
+
+    async def principal(self, key_hash: str) -> KeyAnswer:
+        """Who holds the key, or why nobody does."""
+        answer = await self.principals.find(key_hash)
+        if isinstance(answer, Principal) and 0 < answer.expires_ms <= self._clock.now_ms():
+            return "expired"
+        return answer
+
+    @property
+    def database_reachable(self) -> bool:
+        """Whether the change feed was read within the last seconds."""
+        return (
+            self._polled_ms is not None
+            and self._clock.monotonic_ms() - self._polled_ms < FEED_SILENT_S * 1000
+        )
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        while True:
+            try:
+                await self.poll()
+            except Exception as error:
+                # Calls go on with what is remembered; `readyz` tells when this lasts.
+                if self.database_reachable:
+                    _log.warning("the change feed cannot be read", extra={"reason": type(error).__name__})
+            await asyncio.sleep(POLL_EVERY_S)
+
+    async def poll(self) -> None:
+        """Read the feed once and forget what changed."""
+        if self._seq < 0:
+            self._seq = await asyncio.to_thread(self._last_seq)
+            self.principals.clear()
+            self.routes.clear()
+        while True:
+            batch = await asyncio.to_thread(self._poll_changes, self._seq)
+            self._polled_ms = self._clock.monotonic_ms()
+            for change in batch:
+                self._apply(change)
+            if len(batch) < MAX_BATCH:
+                return
+
+    def _apply(self, change: Change) -> None:
+        gap = change.seq != self._seq + 1
+        self._seq = change.seq
+        if gap or change.kind == CLEAR:
+            self.principals.clear()
+            self.routes.clear()
+        elif change.kind == "key":
+            self.principals.forget(change.ref)
+        elif change.kind == "deployment":
+            self.routes.forget(change.ref)
+        else:
+            # A new endpoint or model can take over a name that now leads elsewhere.
+            self.routes.clear()

@@ -1,0 +1,95 @@
+"""Turns settings into the gateway's dependencies: the second of the two files that name adapters.
+
+It is apart from `functions/wiring.py` so that the gateway process never imports what only the others need.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from access.store import key_status, principal_by_hash
+from core.changes import Change, last_seq, read_changes
+from core.clock import SystemClock
+from core.database import Database, open_database
+from core.errors import Conflict
+from core.settings import Settings
+from functions.gateway.control import ControlClient
+from functions.gateway.gateway import GatewayDependencies
+from functions.gateway.lookups import KeyAnswer, RouteName
+from metering.journal import Journal
+from serving.model import Route
+from serving.routes import list_routes, resolve
+
+GATEWAY_NAME = "gateway-1"
+_JOURNAL_PATIENCE_S = 10
+_READERS = 4
+
+
+@asynccontextmanager
+async def open_gateway(settings: Settings) -> AsyncIterator[GatewayDependencies]:
+    """Open journal and database; close both at the end, the journal after everything in it is durable."""
+    clock = SystemClock()
+    db = open_database(settings.sql_url, pool_size=_READERS)
+    journal = await _open_journal(settings, clock)
+    reads = _Reads(db, clock)
+    try:
+        yield GatewayDependencies(
+            settings=settings,
+            clock=clock,
+            journal=journal,
+            control=ControlClient(settings.control_socket),
+            find_principal=reads.find_principal,
+            resolve_route=reads.resolve_route,
+            list_routes=reads.list_routes,
+            poll_changes=reads.poll_changes,
+            last_seq=reads.last_seq,
+        )
+    finally:
+        await journal.close()
+        db.close()
+
+
+async def _open_journal(settings: Settings, clock: SystemClock) -> Journal:
+    """A gateway that was just told to end may hold the journal a little longer."""
+    for _ in range(_JOURNAL_PATIENCE_S * 10):
+        try:
+            return Journal.open(settings.journal_path, GATEWAY_NAME, clock, settings.journal_max_bytes)
+        except Conflict:
+            await asyncio.sleep(0.1)
+    return Journal.open(settings.journal_path, GATEWAY_NAME, clock, settings.journal_max_bytes)
+
+
+class _Reads:
+    """The gateway's SQL: reads only, one short snapshot each, called in threads."""
+
+    def __init__(self, db: Database, clock: SystemClock) -> None:
+        self._db, self._clock = db, clock
+
+    def find_principal(self, key_hash: str) -> KeyAnswer:
+        now_ms = self._clock.now_ms()
+        with self._db.read() as connection:
+            return principal_by_hash(connection, key_hash, now_ms) or key_status(connection, key_hash, now_ms)
+
+    def resolve_route(self, name: RouteName) -> Route | None:
+        with self._db.read() as connection:
+            return resolve(
+                connection,
+                name.model,
+                project_id=name.project_id or None,
+                endpoint_id=name.endpoint_id or None,
+                endpoint_name=name.endpoint_name or None,
+            )
+
+    def list_routes(self, name: RouteName) -> list[Route]:
+        with self._db.read() as connection:
+            return list_routes(
+                connection, project_id=name.project_id or None, endpoint_id=name.endpoint_id or None
+            )
+
+    def poll_changes(self, after_seq: int) -> list[Change]:
+        with self._db.read() as connection:
+            return read_changes(connection, after_seq)
+
+    def last_seq(self) -> int:
+        with self._db.read() as connection:
+            return last_seq(connection)

@@ -1,0 +1,360 @@
+"""OpenAI's bodies as bytes and values: what is read of a request, what is changed in it, how errors look.
+
+A request stays opaque but for the few members that routing and metering need; the model server validates the
+rest.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Raw
+
+from core.errors import BadRequest, FareboxError
+
+Operation = Literal["chat.completions", "completions", "embeddings"]
+
+MAX_MODEL_NAME = 256
+MAX_CHOICES = 128  # OpenAI's own bound on n
+
+# Members by which a caller could reach into the engine: its queue, its ids, other tenants' cache, its peers.
+PRIVATE_MEMBERS = ("priority", "request_id", "cache_salt", "kv_transfer_params")
+
+_members = msgspec.json.Decoder(dict[str, Raw])
+_anything = msgspec.json.Decoder()
+_encoder = msgspec.json.Encoder()
+_TRUE = Raw(b"true")
+_KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+
+
+@dataclass(slots=True)
+class ModelRequest:
+    """What is known of a request's body. `members` are the top-level members, still encoded."""
+
+    members: dict[str, Raw]
+    model: str | None
+    stream: bool
+    wants_usage: bool  # the caller asked for the usage chunk of a stream
+    choices: int  # n
+    max_tokens: int | None
+
+
+def parse_request(body: bytes) -> ModelRequest:
+    """Read a request's body. BadRequest: not a JSON object, or one of the few members read here is wrong."""
+    members = _parse_object(body)
+    stream = _flag(members, "stream")
+    return ModelRequest(
+        members=members,
+        model=_model(members) if "model" in members else None,
+        stream=stream,
+        wants_usage=_wants_usage(members) and stream,
+        choices=_count(members, "n", 1, MAX_CHOICES) or 1,
+        max_tokens=_count(members, "max_completion_tokens", 0) or _count(members, "max_tokens", 0),
+    )
+
+
+def upstream_body(
+    request: ModelRequest, *, served_model: str, continuous_usage: bool, cache_salt: str | None
+) -> bytes:
+    """The body as the model server gets it: its own model name, usage asked for, nothing engine-private."""
+    members = request.members
+    for name in PRIVATE_MEMBERS:
+        members.pop(name, None)
+    members["model"] = Raw(_encoder.encode(served_model))
+    if cache_salt is not None:
+        members["cache_salt"] = Raw(_encoder.encode(cache_salt))
+    if request.stream:
+        options = _stream_options(members)
+        options["include_usage"] = _TRUE
+        options.pop("continuous_usage_stats", None)
+        if continuous_usage:
+            options["continuous_usage_stats"] = _TRUE
+        members["stream_options"] = Raw(_encoder.encode(options))
+    return _encoder.encode(members)
+
+
+def estimate_input_tokens(request: ModelRequest) -> int:
+    """A rough count for when the engine gave none: a token per four bytes of text, or per given token id."""
+    size = 0
+    for name in ("messages", "prompt", "input"):
+        raw = request.members.get(name)
+        if raw is not None:
+            try:
+                size += _text_bytes(_anything.decode(raw))
+            except msgspec.DecodeError:  # the engine will have refused it
+                size += len(bytes(raw))
+    return (size + 3) // 4
+
+
+def _text_bytes(value: Any) -> int:
+    """Bytes of text in messages, prompts or inputs; a token id counts as four, so that it is one token."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return 4
+    if isinstance(value, list):
+        return sum(_text_bytes(item) for item in value)
+    if isinstance(value, dict):
+        return sum(_text_bytes(value[name]) for name in ("content", "text") if name in value)
+    return 0
+
+
+def _parse_object(body: bytes) -> dict[str, Raw]:
+    try:
+        return _members.decode(body)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"The request body must be a JSON object: {error}.", code="invalid_json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+    except RecursionError:
+        raise BadRequest("The request body is nested too deeply.", code="invalid_json") from None
+
+
+def _value(members: Mapping[str, Raw], name: str) -> Any:
+    raw = members.get(name)
+    if raw is None:
+        return None
+    try:
+        return _anything.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"'{name}' is not valid JSON: {error}.", param=name, code="invalid_json") from None
+    except RecursionError:
+        raise BadRequest(f"'{name}' is nested too deeply.", param=name, code="invalid_json") from None
+
+
+def _wrong_type(name: str, expected: str, value: object) -> BadRequest:
+    given = _KINDS.get(type(value), "a number")
+    return BadRequest(
+        f"Invalid type for '{name}': expected {expected}, but got {given}.", param=name, code="invalid_type"
+    )
+
+
+def _model(members: Mapping[str, Raw]) -> str:
+    value = _value(members, "model")
+    if not isinstance(value, str):
+        raise _wrong_type("model", "a string", value)
+    if not value or len(value) > MAX_MODEL_NAME:
+        raise BadRequest(
+            f"'model' must have 1 to {MAX_MODEL_NAME} characters.", param="model", code="invalid_value"
+        )
+    return value
+
+
+def _flag(members: Mapping[str, Raw], name: str, shown: str = "") -> bool:
+    value = _value(members, name)
+    if value is not None and not isinstance(value, bool):
+        raise _wrong_type(shown or name, "a boolean", value)
+    return bool(value)
+
+
+def _count(members: Mapping[str, Raw], name: str, least: int, most: int | None = None) -> int | None:
+    value = _value(members, name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _wrong_type(name, "an integer", value)
+    if value < least or (most is not None and value > most):
+        bounds = f"{least} or more" if most is None else f"between {least} and {most}"
+        raise BadRequest(
+            f"Invalid value for '{name}': expected {bounds}, but got {value}.",
+            param=name,
+            code="invalid_value",
+        )
+    return value
+
+
+def _stream_options(members: Mapping[str, Raw]) -> dict[str, Raw]:
+    raw = members.get("stream_options")
+    if raw is None or bytes(raw) == b"null":
+        return {}
+    try:
+        return _members.decode(raw)
+    except msgspec.ValidationError:
+        raise _wrong_type("stream_options", "an object", _value(members, "stream_options")) from None
+
+
+def _wants_usage(members: Mapping[str, Raw]) -> bool:
+    options = _stream_options(members)
+    return _flag(options, "include_usage", "stream_options.include_usage") if options else False
+
+
+# -- usage --
+
+
+class TokenCounts(msgspec.Struct, frozen=True):
+    """Counts of one answer; `input` includes `cached_input`, `output` includes `reasoning`."""
+
+    input: int
+    cached_input: int
+    output: int
+    reasoning: int
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | float | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: int | float | None = None
+
+
+class EngineUsage(msgspec.Struct):
+    """A `usage` object as engines write it."""
+
+    prompt_tokens: int | float | None = None
+    completion_tokens: int | float | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+
+    def counts(self) -> TokenCounts:
+        """Clamped, so that the invariants hold whatever the engine says."""
+        prompt, output = _whole(self.prompt_tokens), _whole(self.completion_tokens)
+        cached = _whole(self.prompt_tokens_details.cached_tokens) if self.prompt_tokens_details else 0
+        details = self.completion_tokens_details
+        reasoning = _whole(details.reasoning_tokens) if details else 0
+        return TokenCounts(prompt, min(cached, prompt), output, min(reasoning, output))
+
+
+def _whole(count: int | float | None) -> int:
+    return max(0, int(count)) if count is not None else 0
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+    text: Raw = Raw()
+    message: Raw = Raw()
+
+
+class PlainAnswer(msgspec.Struct):
+    """What is read of an answer that is not streamed."""
+
+    id: str | int | None = None
+    choices: list[_Choice] = []
+    usage: EngineUsage | None = None
+
+    @property
+    def finish_reason(self) -> str:
+        return next((choice.finish_reason for choice in self.choices if choice.finish_reason), "")
+
+    def estimate_output_tokens(self) -> int:
+        """A token per four bytes of the answer's text."""
+        size = 0
+        for choice in self.choices:
+            for raw in (choice.text, choice.message):
+                if bytes(raw):
+                    size += _text_bytes(_anything.decode(raw))
+        return (size + 3) // 4
+
+
+_plain = msgspec.json.Decoder(PlainAnswer)
+
+
+def parse_answer(body: bytes) -> PlainAnswer | None:
+    """An answer's known members; None when it is not the JSON object it should be."""
+    try:
+        return _plain.decode(body)
+    except msgspec.ValidationError:
+        return _parse_answer_leniently(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def _parse_answer_leniently(body: bytes) -> PlainAnswer | None:
+    """Some member has a type of the engine's own: keep the usage if that can be read."""
+    members = _members.decode(body) if body.lstrip().startswith(b"{") else None
+    if members is None:
+        return None
+    try:
+        return PlainAnswer(usage=msgspec.json.decode(members.get("usage", b"null"), type=EngineUsage | None))
+    except msgspec.DecodeError:
+        return PlainAnswer()
+
+
+# -- errors --
+
+_TYPES = {402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
+_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    408: "timeout",
+    413: "too_large",
+    422: "bad_request",
+    429: "rate_limit_exceeded",
+    503: "unavailable",
+    504: "timeout",
+}
+_CONTEXT_LENGTH = re.compile(
+    r"maximum (context|model|input) length|context (length|window|size)|max_model_len|max_total_tokens"
+    r"|longer than the (maximum|model)|prompt is too long",
+    re.IGNORECASE,
+)
+_PYDANTIC_LOCATION = re.compile(r"'loc': \('body', '([A-Za-z0-9_]+)'")
+_MAX_MESSAGE = 4000
+
+
+def error_body(
+    status: int, message: str, *, code: str | None = None, param: str | None = None
+) -> dict[str, Any]:
+    """OpenAI's error document."""
+    kind = _TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def render_error(error: FareboxError) -> dict[str, Any]:
+    """One of our own errors as OpenAI's error document."""
+    body = error_body(error.status, error.message, code=error.code, param=error.param)
+    body["error"] |= error.extra
+    return body
+
+
+def map_engine_error(status: int, body: bytes) -> tuple[str, str, str | None]:
+    """Message, string code and param of an engine's error body, whatever its dialect.
+
+    vLLM writes an integer `code` and sometimes no `error` around it; FastAPI-made servers write `detail`.
+    """
+    message, code, param = _engine_error_fields(body)
+    if not message:
+        message = f"The model server answered {status} without an explanation."
+    if _CONTEXT_LENGTH.search(message) and status in (400, 413, 422):
+        code = "context_length_exceeded"
+        param = param or "messages"
+    if code is None:
+        code = _CODES.get(status) or ("upstream_error" if status >= 500 else "bad_request")
+    if param is None and (match := _PYDANTIC_LOCATION.search(message)):
+        param = match[1]
+    return message[:_MAX_MESSAGE], code, param
+
+
+def _engine_error_fields(body: bytes) -> tuple[str, str | None, str | None]:
+    try:
+        document = _anything.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return "", None, None  # an HTML page or a stack trace: nothing a caller should see
+    if not isinstance(document, dict):
+        return (document, None, None) if isinstance(document, str) else ("", None, None)
+    error = document.get("error", document)
+    if isinstance(error, str):
+        return error, None, None
+    if not isinstance(error, dict):
+        return "", None, None
+    message = error.get("message") or error.get("detail") or ""
+    if not isinstance(message, str):
+        message = _encoder.encode(message).decode()
+    code, param = error.get("code"), error.get("param")
+    text_code = code if isinstance(code, str) and code and not code.isdigit() else None
+    return message, text_code, param if isinstance(param, str) else None
+
+
+def engine_error_status(body: bytes) -> int:
+    """The HTTP status of an error object inside a stream (vLLM's integer code), 502 when it has none."""
+    try:
+        document = _anything.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return 502
+    error = document.get("error", document) if isinstance(document, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(code, str) and code.isdigit():
+        code = int(code)
+    return code if isinstance(code, int) and 400 <= code <= 599 else 502

@@ -1,0 +1,268 @@
+"""The events of a streamed answer on their way to the caller: usage is read, and shown only to who asked.
+
+The engine is always asked for usage (see `openai.upstream_body`), so the caller's view is restored here:
+
+- did not ask: no `usage` member anywhere, and no final chunk with empty `choices`;
+- asked: `usage: null` on every chunk but the final one, which has empty `choices`; it is made up when the
+  engine put its usage elsewhere.
+"""
+
+import re
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from wire.openai import (
+    EngineUsage,
+    TokenCounts,
+    engine_error_status,
+    error_body,
+    map_engine_error,
+)
+from wire.sse import DONE, EventSplitter, encode_event, event_data
+
+_NOTHING = (b"", b'""', b"null", b"[]", b"{}")
+
+
+class _Delta(msgspec.Struct):
+    content: Raw = Raw()
+    reasoning_content: Raw = Raw()
+    reasoning: Raw = Raw()
+    refusal: Raw = Raw()
+    tool_calls: Raw = Raw()
+    function_call: Raw = Raw()
+
+
+class _StreamChoice(msgspec.Struct):
+    index: int = 0
+    finish_reason: str | None = None
+    delta: _Delta | None = None
+    text: Raw = Raw()
+
+    def has_content(self) -> bool:
+        """True when the chunk carries something generated, be it text, reasoning or a tool call."""
+        if bytes(self.text) not in _NOTHING:
+            return True
+        delta = self.delta
+        return delta is not None and any(
+            bytes(part) not in _NOTHING
+            for part in (
+                delta.content,
+                delta.reasoning_content,
+                delta.reasoning,
+                delta.tool_calls,
+                delta.refusal,
+                delta.function_call,
+            )
+        )
+
+
+class _Chunk(msgspec.Struct):
+    id: str | int | None = None
+    object: str | None = None
+    created: int | float | None = None
+    model: str | None = None
+    choices: list[_StreamChoice] | None = None
+    usage: EngineUsage | UnsetType | None = UNSET
+    error: Raw | UnsetType = UNSET
+
+
+class _LooseChunk(msgspec.Struct):
+    """For an engine that gives other members types of its own: only what money depends on."""
+
+    choices: list[msgspec.Raw] | None = None
+    usage: EngineUsage | UnsetType | None = UNSET
+
+
+class StreamError(msgspec.Struct, frozen=True):
+    """An error object that came inside the stream."""
+
+    status: int
+    message: str
+    code: str
+    param: str | None
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+_loose_chunk = msgspec.json.Decoder(_LooseChunk)
+_members = msgspec.json.Decoder(dict[str, Raw])
+_encoder = msgspec.json.Encoder()
+# The usage member where engines put it: last. Tried first because it spares decoding the chunk once more.
+_USAGE_AT_END = re.compile(rb'"usage":\s?(?:null|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})\}\Z')
+
+
+class StreamFilter:
+    """Fed with the engine's bytes, gives the bytes for the caller and keeps the counts."""
+
+    __slots__ = (
+        "_final",
+        "_final_sent",
+        "_last_chunk",
+        "_latest",
+        "_per_choice",
+        "_splitter",
+        "_wants_usage",
+        "choices_per_prompt",
+        "chunks",
+        "content_chunks",
+        "done",
+        "engine_id",
+        "error",
+        "finish_reason",
+    )
+
+    def __init__(self, *, wants_usage: bool, choices_per_prompt: int = 1, per_choice: bool = False) -> None:
+        """`per_choice`: usage on a chunk counts that chunk's choice only (vLLM), not the whole answer."""
+        self._wants_usage = wants_usage
+        self.choices_per_prompt = choices_per_prompt
+        self._per_choice = per_choice
+        self._splitter = EventSplitter()
+        self._latest: dict[int, EngineUsage] = {}
+        self._final: EngineUsage | None = None
+        self._final_sent = False
+        self._last_chunk: _Chunk | None = None
+        self.chunks = 0  # events with data, errors and [DONE] not counted
+        self.content_chunks = 0  # chunks that carried something generated and no count of it
+        self.done = False
+        self.error: StreamError | None = None
+        self.engine_id = ""
+        self.finish_reason = ""
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes to hand on. `[DONE]` and errors are withheld: the one who ends the stream writes them."""
+        events = self._splitter.split(data)
+        if len(events) == 1:
+            return self._event(events[0])
+        out = []
+        for event in events:
+            out.append(self._event(event))
+            if self.done or self.error is not None:
+                break
+        return b"".join(out)
+
+    def end(self) -> bytes:
+        """The engine closed the stream: what a last event without its blank line gives."""
+        rest = self._splitter.rest.strip()
+        return self._event(rest + b"\n\n") if rest.startswith(b"data:") and not self.done else b""
+
+    @property
+    def complete(self) -> bool:
+        """The engine said all it had to say: it wrote [DONE] or its final usage."""
+        return self.done or self._final is not None
+
+    @property
+    def counted(self) -> bool:
+        """The engine has given counts."""
+        return bool(self._latest) or self._final is not None
+
+    def counts(self) -> TokenCounts | None:
+        """The latest counts of the whole answer, None when the engine has given none."""
+        if self._final is not None:
+            return self._final.counts()
+        if not self._latest:
+            return None
+        prompts: dict[int, int] = {}
+        output = cached = reasoning = 0
+        for index, usage in self._latest.items():
+            counts = usage.counts()
+            group = index // self.choices_per_prompt
+            prompts[group] = max(prompts.get(group, 0), counts.input)
+            output += counts.output
+            cached = max(cached, counts.cached_input)
+            reasoning += counts.reasoning
+        return TokenCounts(sum(prompts.values()), cached, output, reasoning)
+
+    def closing_events(self) -> bytes:
+        """The final usage chunk, when the caller asked for one and the engine put its usage elsewhere."""
+        if not self._wants_usage or self._final_sent:
+            return b""
+        counts, last = self.counts(), self._last_chunk
+        if counts is None or last is None:
+            return b""
+        usage = {
+            "prompt_tokens": counts.input,
+            "completion_tokens": counts.output,
+            "total_tokens": counts.input + counts.output,
+            "prompt_tokens_details": {"cached_tokens": counts.cached_input},
+            "completion_tokens_details": {"reasoning_tokens": counts.reasoning},
+        }
+        head = {"id": last.id, "object": last.object, "created": last.created, "model": last.model}
+        self._final_sent = True
+        return encode_event(_encoder.encode(head | {"choices": [], "usage": usage}))
+
+    def _event(self, event: bytes) -> bytes:
+        data = event_data(event)
+        if data is None:
+            # A comment before the first chunk would commit us to a 200 that may still become an error.
+            return event if self.chunks else b""
+        if data.strip() == DONE:
+            self.done = True
+            return b""
+        try:
+            chunk = _chunk.decode(data)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return self._odd_chunk(event, data)
+        if (chunk.error is not UNSET and bytes(chunk.error) != b"null") or chunk.object == "error":
+            self._note_error(data)
+            return b""
+        return self._chunk_event(event, data, chunk)
+
+    def _chunk_event(self, event: bytes, data: bytes, chunk: _Chunk) -> bytes:
+        if not self.chunks:
+            self.engine_id = str(chunk.id or "")[:128]
+        self.chunks += 1
+        choices, usage = chunk.choices or (), chunk.usage
+        for choice in choices:
+            if choice.finish_reason:
+                self.finish_reason = choice.finish_reason
+        if not isinstance(usage, EngineUsage) or not usage.completion_tokens:
+            self.content_chunks += any(choice.has_content() for choice in choices)
+        if isinstance(usage, EngineUsage):
+            index = choices[0].index if choices else None
+            self._last_chunk = chunk
+            return self._with_usage(event, data, index, usage)
+        if usage is None and not self._wants_usage:
+            return _replace_usage(data, null=False)
+        return event
+
+    def _with_usage(self, event: bytes, data: bytes, index: int | None, usage: EngineUsage) -> bytes:
+        if index is None:
+            self._final = usage
+            self._final_sent = self._wants_usage
+            return event if self._wants_usage else b""
+        self._latest[index if self._per_choice else 0] = usage
+        return _replace_usage(data, null=self._wants_usage)
+
+    def _odd_chunk(self, event: bytes, data: bytes) -> bytes:
+        """Not what we know a chunk to be: pass it on, but do not lose its usage."""
+        self.chunks += 1
+        self.content_chunks += 1
+        try:
+            chunk = _loose_chunk.decode(data)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return event
+        if isinstance(chunk.usage, EngineUsage):
+            return self._with_usage(event, data, 0 if chunk.choices else None, chunk.usage)
+        return event
+
+    def _note_error(self, data: bytes) -> None:
+        status = engine_error_status(data)
+        self.error = StreamError(status, *map_engine_error(status, data))
+
+
+def _replace_usage(data: bytes, *, null: bool) -> bytes:
+    """The chunk as an event without its usage member, or with null in its place."""
+    at = data.rfind(b'"usage"')
+    if at > 0 and data[at - 1 : at] == b"," and _USAGE_AT_END.match(data, at):
+        return b"data: " + data[: at - 1] + (b',"usage":null}\n\n' if null else b"}\n\n")
+    members = _members.decode(data)
+    if null:
+        members["usage"] = Raw(b"null")
+    else:
+        members.pop("usage", None)
+    return encode_event(_encoder.encode(members))
+
+
+def error_event(status: int, message: str, code: str, param: str | None = None) -> bytes:
+    """OpenAI's error document as an event of a stream."""
+    return encode_event(_encoder.encode(error_body(status, message, code=code, param=param)))
