@@ -1,26 +1,30 @@
-"""The only file that turns settings into dependencies and names adapters."""
+"""Turns settings into the control process's dependencies; with `gateway/wiring.py` the only file naming adapters."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
-from access.seal import Sealer, load_sealer
-from access.store import ensure_admin_key
+from access.admin import ensure_admin_key
+from access.sealer import open_sealer
 from billing.close import close_and_post
-from catalog.load import load_builtin_models
-from catalog.store import sync_builtin
+from catalog.builtin import builtin_files, sync_builtin
+from catalog.store import price_at
+from core.changes import forget_changes
 from core.clock import Clock, SystemClock
 from core.database import Database, open_database
-from core.log import get_logger
 from core.settings import Settings
 from functions.console.dependencies import ConsoleDependencies
 from functions.meter_sink.handler import MeterSink
 from functions.minute_tick.handler import MinuteTick
+from metering.endpoint_minutes import MAX_PER_SWEEP, EndpointLife, sweep
 from metering.relay import Relay
 from migrations.migrate import migrate
 from serving.local_runtime import LocalRuntime
+from serving.store import endpoint_lives
 
-_log = get_logger(__name__)
+_DAY_MS = 86_400_000
+# An endpoint deleted this long ago was swept to its end, unless the platform stood still for longer than that.
+_SWEEP_DELETED_MS = 400 * _DAY_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +38,60 @@ class Control:
     tick: MinuteTick
     runtime: LocalRuntime
     console: ConsoleDependencies
+
+
+@contextmanager
+def open_control(settings: Settings) -> Iterator[Control]:
+    """Open (and on first start make) the database and the secrets; close the database at the end."""
+    clock = SystemClock()
+    db = open_database(settings.sql_url)
+    try:
+        migrate(db)
+        with db.begin() as connection:
+            ensure_admin_key(connection, settings.admin_key_path, clock.now_ms())
+            sync_builtin(connection, builtin_files(), clock.now_ms())
+            forget_changes(connection, clock.now_ms() - _DAY_MS)
+        yield _assemble(settings, clock, db)
+    finally:
+        db.close()
+
+
+def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
+    sink = MeterSink(Relay(settings.journal_path, db, clock))
+    tick = MinuteTick(
+        clock,
+        sweep=lambda: _sweep_all(db, clock),
+        close=lambda: close_and_post(db, price_at, clock.now_ms(), settings.minute_lateness_s * 1000),
+    )
+    runtime = LocalRuntime(settings, db, clock)
+
+    def catch_up() -> None:
+        sink.catch_up()
+        tick.sweep()
+
+    console = ConsoleDependencies(
+        settings=settings,
+        clock=clock,
+        db=db,
+        sealer=open_sealer(settings.secret_path),
+        runtime=runtime,
+        catch_up=catch_up,
+    )
+    return Control(settings, clock, db, sink, tick, runtime, console)
+
+
+def _sweep_all(db: Database, clock: Clock) -> int:
+    """Every endpoint minute that is due, in bounded transactions."""
+    total = 0
+    while True:
+        now_ms = clock.now_ms()
+        with db.begin() as connection:
+            rows = endpoint_lives(connection, alive_after_ms=now_ms - _SWEEP_DELETED_MS)
+            lives = [
+                EndpointLife(r.id, r.org_id, r.project_id, r.model_id, r.created_ms, r.deleted_ms, r.name)
+                for r in rows
+            ]
+            written = sweep(connection, lives, now_ms)
+        total += written
+        if written < MAX_PER_SWEEP:
+            return total

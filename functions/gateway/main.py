@@ -9,6 +9,7 @@ import sys
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 from core.errors import FareboxError
 from core.log import configure_logging, get_logger
@@ -50,7 +51,7 @@ async def _serve(settings: Settings) -> None:
                 await watcher
 
 
-def _server_config(app: uvicorn.config.ASGIApplication, settings: Settings) -> uvicorn.Config:
+def _server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="httptools",

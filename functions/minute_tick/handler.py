@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 
 from core.clock import MINUTE_MS, Clock
-from core.database import Database
 from core.log import get_logger
 
 _log = get_logger(__name__)
@@ -14,8 +13,12 @@ _LONGEST_SLEEP_MS = 15_000
 class MinuteTick:
     """`sweep` bills begun endpoint minutes; `close` closes usage minutes past their lateness allowance."""
 
-    def __init__(self, db: Database, clock: Clock, sweep: Callable[[], int], close: Callable[[], int]) -> None:
-        self._db, self._clock, self._sweep, self._close = db, clock, sweep, close
+    def __init__(self, clock: Clock, sweep: Callable[[], int], close: Callable[[], int]) -> None:
+        self._clock, self._sweep, self._close = clock, sweep, close
+
+    def sweep(self) -> int:
+        """Bill the endpoint minutes that have begun; returns how many."""
+        return self._sweep()
 
     def tick(self) -> None:
         """Do what is due. Safe to call at any time, any number of times, from any thread."""
