@@ -113,12 +113,12 @@ class Relay:
         self._db = db
         self._clock = clock
         self._on_alarm = on_alarm or _log_alarm
-        self._cursors: dict[str, Cursor | None] = {}
+        self._cursors: dict[str, Cursor] = {}
         self._open: dict[str, bool] = {}  # gateways that may have progress noted: spares a DELETE per batch
         self._lock = threading.Lock()
 
     def run_once(self) -> int:
-        """Take in one batch of each journal; returns how many records. Nothing new: one look at the folder."""
+        """Take in one batch of each journal; returns how many records. Cheap when there is nothing new."""
         with self._lock:
             return sum(max(0, taken) for taken in self._pass())
 
@@ -144,8 +144,7 @@ class Relay:
             with self._db.read() as conn:
                 self._cursors[gateway] = store.read_cursor(conn, gateway)
                 self._open[gateway] = store.any_progress(conn, source_of(gateway))
-        stored = self._cursors[gateway]
-        cursor = stored or Cursor(gateway)
+        cursor = stored = self._cursors[gateway]
         newest = segments[-1]
         if (newest.epoch, newest.index) < (cursor.epoch, cursor.segment):
             # The folder was wiped and the clock went back: read all; what is known is recognized by its id.
@@ -189,19 +188,19 @@ class Relay:
             return None
         return _Batch(records, at, at.epoch != cursor.epoch)
 
-    def _write(self, stored: Cursor | None, batch: _Batch) -> list[Alarm]:
+    def _write(self, stored: Cursor, batch: _Batch) -> list[Alarm]:
         gateway = batch.cursor.gateway
-        intake = _Intake(source_of(gateway), stored.last_seq if stored else 0)
+        intake = _Intake(source_of(gateway), stored.last_seq)
         if batch.new_epoch and batch.records and batch.records[0].kind == segment.HEADER:
             header = batch.records[0].seq
-            if stored is not None and header == 1 < stored.last_seq:
+            if header == 1 < stored.last_seq:
                 detail = f"numbers start over at 1 after {stored.last_seq}: the journal folder was emptied"
                 intake.alarms.append(Alarm("sequence_reset", intake.source, detail))
         for record in batch.records:
             intake.take(record)
         now_ms = self._clock.now_ms()
         with self._db.begin() as conn:
-            if store.read_cursor(conn, gateway, lock=True) != stored:
+            if store.lock_cursor(conn, gateway) != stored:
                 self._cursors.pop(gateway, None)  # another relay was faster; look again next time
                 return []
             if batch.new_epoch and self._open[gateway]:
@@ -217,7 +216,7 @@ class Relay:
             store.put_in_quarantine(conn, intake.quarantined, now_ms)
             store.record_alarms(conn, intake.alarms, now_ms)
             cursor = replace(batch.cursor, last_seq=intake.last_seq)
-            store.write_cursor(conn, cursor, new=stored is None, now_ms=now_ms)
+            store.write_cursor(conn, cursor, now_ms)
         self._cursors[gateway] = cursor
         self._open[gateway] = still_open
         return intake.alarms

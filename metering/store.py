@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, and_, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from core.clock import minute_floor
@@ -74,30 +75,41 @@ def set_first_open_minute(conn: Connection, minute_ms: int) -> None:
 # Journal cursors
 
 
-def read_cursor(conn: Connection, gateway: str, *, lock: bool = False) -> Cursor | None:
-    """The gateway's cursor; with `lock`, no other relay moves it until the transaction ends."""
+def read_cursor(conn: Connection, gateway: str) -> Cursor:
+    """The gateway's cursor; at zero when nothing was taken in yet."""
+    row = conn.execute(_select_cursor(gateway)).first()
+    return Cursor(*row) if row else Cursor(gateway)
+
+
+def lock_cursor(conn: Connection, gateway: str) -> Cursor:
+    """The same, and no other relay moves it until the transaction ends."""
+    row = conn.execute(_select_cursor(gateway).with_for_update()).first()
+    if row is None:
+        start = {"gateway": gateway, "epoch": 0, "segment": 0, "position": 0, "last_seq": 0, "updated_ms": 0}
+        insert_ignoring(conn, journal_cursors, [start])
+        row = conn.execute(_select_cursor(gateway).with_for_update()).one()
+    return Cursor(*row)
+
+
+def _select_cursor(gateway: str) -> Select[Any]:
     table = journal_cursors
     query = select(table.c.gateway, table.c.epoch, table.c.segment, table.c.position, table.c.last_seq)
-    query = query.where(table.c.gateway == gateway)
-    row = conn.execute(query.with_for_update() if lock else query).first()
-    return Cursor(*row) if row else None
+    return query.where(table.c.gateway == gateway)
 
 
-def write_cursor(conn: Connection, cursor: Cursor, *, new: bool, now_ms: int) -> None:
-    """Move the cursor, in the transaction that writes what was read up to it."""
-    values = {
-        "epoch": cursor.epoch,
-        "segment": cursor.segment,
-        "position": cursor.position,
-        "last_seq": cursor.last_seq,
-        "updated_ms": now_ms,
-    }
-    if new:
-        conn.execute(insert(journal_cursors).values(gateway=cursor.gateway, **values))
-    else:
-        conn.execute(
-            update(journal_cursors).where(journal_cursors.c.gateway == cursor.gateway).values(**values)
+def write_cursor(conn: Connection, cursor: Cursor, now_ms: int) -> None:
+    """Move a locked cursor, in the transaction that writes what was read up to it."""
+    conn.execute(
+        update(journal_cursors)
+        .where(journal_cursors.c.gateway == cursor.gateway)
+        .values(
+            epoch=cursor.epoch,
+            segment=cursor.segment,
+            position=cursor.position,
+            last_seq=cursor.last_seq,
+            updated_ms=now_ms,
         )
+    )
 
 
 # Usage rows
@@ -183,7 +195,7 @@ def list_requests(
     limit: int = 100,
     after: str | None = None,
 ) -> list[str]:
-    """Requests of an organization that ended in [start, end), newest first; `after`: the last id of a page."""
+    """Requests of an organization that ended in [start, end), newest first, after request `after`."""
     table = usage_events
     query = select(table.c.request_id).where(
         table.c.org_id == org_id,
@@ -328,6 +340,7 @@ __all__ = [
     "list_alarms",
     "list_quarantine",
     "list_requests",
+    "lock_cursor",
     "lock_first_open_minute",
     "note_progress",
     "put_in_quarantine",

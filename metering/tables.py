@@ -71,7 +71,7 @@ usage_minutes = Table(
     Index("ix_usage_minutes_org_id_billing_minute_ms", "org_id", "billing_minute_ms"),
 )
 
-# One row per UTC minute of an endpoint's life; `id` is the CloudEvent's: `{endpoint}/{minute}/endpoint_minute`.
+# One row per UTC minute of an endpoint's life; `id` is that of its CloudEvent.
 endpoint_minutes = Table(
     "endpoint_minutes",
     metadata,

