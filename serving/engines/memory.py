@@ -70,7 +70,7 @@ def parse_meminfo(text: str) -> int:
 
 
 def cgroup_room(root: Path, own: Path) -> int | None:
-    """Bytes left under the tightest memory limit of this process's cgroups (version 1 or 2); None: no limit."""
+    """Bytes left under the tightest memory limit of this process's cgroups (v1 or v2); None: no limit."""
     rooms = [
         room
         for group, limit, usage in _cgroup_files(root, own)
