@@ -18,13 +18,13 @@ def resolve(
 ) -> Route | None:
     """The route for `name` (the body's `model`), None when this caller may call nothing by it.
 
-    With `endpoint_id` (an endpoint key) or `endpoint_name` (an endpoint's URL) only that endpoint is reached, and
-    it must be in `project_id` where that is given too. `name` may then be absent, or any name of the endpoint:
-    its own, the catalog id, or the name its server uses. Another name is refused rather than ignored: the caller
-    would get, and pay for, another model than the one asked for.
+    With `endpoint_id` (an endpoint key) or `endpoint_name` (an endpoint's URL) only that endpoint is reached,
+    and it must be in `project_id` where that is given too. `name` may then be absent, or any name of the
+    endpoint: its own, the catalog id, or the name its server uses. Another name is refused, not ignored: the
+    caller would get, and pay for, another model than the one asked for.
 
-    Otherwise `name` is an endpoint's name or a catalog id within the project; of several endpoints on the model
-    the oldest one that is Online answers.
+    Otherwise `name` is an endpoint's name or a catalog id within the project; of several endpoints on the
+    model the oldest one that is Online answers.
     """
     if endpoint_id is not None or endpoint_name is not None:
         endpoint = store.find_endpoint(

@@ -1,0 +1,64 @@
+"""What the gateway asks of the control process, over its Unix socket: wake a server, hear of activity."""
+
+from typing import Annotated, Protocol
+
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+
+from core.errors import FareboxError, problem
+from core.ids import new_id
+from serving.model import WakeStatus
+
+MAX_WAIT_MS = 3_600_000
+MAX_DEPLOYMENTS = 10_000
+
+
+class Runtime(Protocol):
+    """The part of the runtime that the gateway needs."""
+
+    async def wake(self, deployment_id: str, wait_ms: int) -> WakeStatus: ...
+
+    def report_activity(self, activity: dict[str, dict[str, int]]) -> None: ...
+
+
+class Activity(BaseModel):
+    """The calls to one deployment."""
+
+    in_flight: int = Field(ge=0)
+    last_ms: int = Field(ge=0)
+
+
+def internal_router(runtime: Runtime) -> APIRouter:
+    """The routes, for an app that renders FareboxError itself."""
+    router = APIRouter(prefix="/internal", include_in_schema=False)
+
+    @router.post("/deployments/{deployment_id}/wake")
+    async def wake(
+        deployment_id: str, wait_ms: Annotated[int, Query(ge=0, le=MAX_WAIT_MS)] = 0
+    ) -> WakeStatus:
+        """Answers when the server is ready or failed, at the latest after `wait_ms`."""
+        return await runtime.wake(deployment_id, wait_ms)
+
+    @router.post("/activity", status_code=204)
+    async def report_activity(
+        activity: Annotated[dict[str, Activity], Field(max_length=MAX_DEPLOYMENTS)],
+    ) -> Response:
+        """How busy deployments are, for those where something changed."""
+        runtime.report_activity({name: calls.model_dump() for name, calls in activity.items()})
+        return Response(status_code=204)
+
+    return router
+
+
+def create_internal(runtime: Runtime) -> FastAPI:
+    """The routes as an app of their own."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.include_router(internal_router(runtime))
+
+    @app.exception_handler(FareboxError)
+    async def failed(request: Request, error: FareboxError) -> JSONResponse:
+        body = problem(error, request_id=new_id("req"), instance=request.url.path)
+        return JSONResponse(body, status_code=error.status, media_type="application/problem+json")
+
+    return app

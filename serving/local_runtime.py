@@ -1,0 +1,188 @@
+"""Model servers as child processes of one machine: the runtime of `farebox up`.
+
+It must be the only one on its home (the platform's lock sees to that): it ends what it does not adopt.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from catalog.model import ModelSpec
+from catalog.store import find_model
+from core.clock import Clock
+from core.database import Database
+from core.errors import NotFound, Unavailable
+from core.log import get_logger
+from core.settings import Settings
+from serving import store
+from serving.launch import Launcher
+from serving.model import LiveStatus, WakeStatus
+from serving.recovery import recover
+from serving.run import Recorder, Surroundings, Timing
+from serving.supervision import Supervisor
+
+_log = get_logger(__name__)
+_LOOK_EVERY_S = 2.0
+_MAX_WAIT_MS = 3_600_000
+
+
+class LocalRuntime:
+    """Starts, watches and stops the servers of this machine's deployments.
+
+    For one event loop; `status` and `tail_log` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        clock: Clock,
+        *,
+        launcher: Launcher | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        """`launcher` makes the commands (default: vLLM's), `timing` is made of the settings by default."""
+        if timing is None:
+            timing = Timing(settings.start_timeout_s * 1000, settings.scale_to_zero_after_s * 1000)
+        self._around = Surroundings(
+            db,
+            clock,
+            launcher or _vllm(settings),
+            timing,
+            settings.logs_path / "replicas",
+            Recorder(db, clock),
+        )
+        self._supervisors: dict[str, Supervisor] = {}
+        self._recovery: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    # --- asked by the gateway -------------------------------------------------------------------
+
+    async def wake(self, deployment_id: str, wait_ms: int) -> WakeStatus:
+        """Have the server started, once for all who ask; answers when it is ready or failed.
+
+        At the latest after `wait_ms`, and then goes on without the caller. An attached server is always ready.
+        NotFound for a deployment that does not exist.
+        """
+        await self.recovered()
+        wait_ms = min(max(0, wait_ms), _MAX_WAIT_MS)
+        found = self._supervisors.get(deployment_id)
+        if found is None or not found.running:
+            attached = await asyncio.to_thread(self._attached, deployment_id)
+            if attached is not None:
+                return attached
+        return await self._supervisor(deployment_id).wake(wait_ms)
+
+    def report_activity(self, activity: Mapping[str, Mapping[str, int]]) -> None:
+        """What changed: `{deployment id: {"in_flight": calls now, "last_ms": the newest call's instant}}`."""
+        for deployment_id, calls in activity.items():
+            found = self._supervisors.get(deployment_id)
+            if found is not None:
+                found.report(calls.get("in_flight", 0), calls.get("last_ms", 0))
+
+    def gateway_restarted(self) -> None:
+        """Forget the calls in flight: they died with the gateway, which will not report their end."""
+        for supervisor in self._supervisors.values():
+            supervisor.forget_calls()
+
+    # --- asked by the console -------------------------------------------------------------------
+
+    def status(self) -> dict[str, LiveStatus]:
+        """Every deployment woken since the start; `serving.view` has the whole picture."""
+        return {each.deployment_id: each.live_status() for each in list(self._supervisors.values())}
+
+    def tail_log(self, deployment_id: str, lines: int) -> str:
+        """The last lines that the deployment's newest server wrote; of one that never began, why not."""
+        with self._around.db.read() as connection:
+            runs = store.list_replicas(connection, deployment_id)
+        for run in runs:
+            found = self._around.log_of(run.id).tail(lines)
+            if found:
+                return "\n".join(found) + "\n"
+            if run.reason:
+                return run.reason + "\n"
+        return ""
+
+    # --- called by the process ------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled: adopt or end what an earlier life left, then see to servers that nobody needs."""
+        while True:
+            try:
+                await self.recovered()
+                await self._look()
+            except (SQLAlchemyError, OSError, Unavailable) as error:
+                _log.warning("the runtime cannot use the database", extra={"reason": str(error)[:300]})
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def recovered(self) -> None:
+        """Return when the servers of an earlier life were adopted or ended. Unavailable: not known yet."""
+        if self._recovery is None or (self._recovery.done() and self._recovery.exception() is not None):
+            self._recovery = asyncio.create_task(self._recover(), name="recover model servers")
+        try:
+            await asyncio.shield(self._recovery)
+        except SQLAlchemyError as error:
+            raise Unavailable(f"the database cannot be read: {error}"[:400], retry_after_s=5) from error
+
+    async def stop_all(self) -> None:
+        """End every server and start none again. Returns when their processes are gone."""
+        if self._recovery is not None and not self._recovery.done():
+            await asyncio.wait([self._recovery])  # what it adopts would outlive us
+        self._stopping = True
+        stopping = [each.stop("the platform is stopping") for each in list(self._supervisors.values())]
+        await asyncio.gather(*stopping)
+        await self._around.recorder.flush()
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    async def _recover(self) -> None:
+        for found in await recover(self._around):
+            self._supervisor(found.replica.deployment_id).adopt(found.replica, found.server, found.launch)
+
+    def _supervisor(self, deployment_id: str) -> Supervisor:
+        if self._stopping:
+            raise Unavailable("the platform is stopping", retry_after_s=5)
+        found = self._supervisors.get(deployment_id)
+        if found is None:
+            found = self._supervisors[deployment_id] = Supervisor(deployment_id, self._around)
+        return found
+
+    async def _look(self) -> None:
+        await self._around.recorder.flush()
+        running = [each for each in self._supervisors.values() if each.running]
+        if not running:
+            return
+        unused = await asyncio.to_thread(self._unused, [each.deployment_id for each in running])
+        for supervisor in running:
+            supervisor.set_unused(supervisor.deployment_id in unused)
+
+    def _unused(self, ids: list[str]) -> set[str]:
+        with self._around.db.read() as connection:
+            return store.unused_deployments(connection, ids)
+
+    def _attached(self, deployment_id: str) -> WakeStatus | None:
+        """The answer for an attached server; None for one that we start. NotFound when there is none."""
+        spec = self._spec(deployment_id)
+        if spec is None or not spec.external:
+            return None
+        now_ms = self._around.clock.now_ms()
+        return WakeStatus("ready", spec.engine.url, "", now_ms, now_ms, 0)
+
+    def _spec(self, deployment_id: str) -> ModelSpec | None:
+        try:
+            with self._around.db.read() as connection:
+                deployment = store.find_deployment(connection, deployment_id)
+                if deployment is None:
+                    raise NotFound(f"there is no deployment {deployment_id!r}", param="deployment")
+                model = find_model(connection, deployment.model_id)
+        except SQLAlchemyError as error:
+            raise Unavailable(f"the database cannot be read: {error}"[:400], retry_after_s=5) from error
+        return model.spec if model else None
+
+
+def _vllm(settings: Settings) -> Launcher:
+    # Imported here: a test's launcher needs no engine code.
+    from serving.vllm_launcher import VllmLauncher
+
+    return VllmLauncher(settings)
