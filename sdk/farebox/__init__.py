@@ -1,1 +1,40 @@
-"""Farebox: Python client and command line."""
+"""Farebox: Python client and command line.
+
+    import farebox
+
+    with farebox.Client() as client:
+        client.serverless_endpoints.create("my-qwen", model="Qwen/Qwen3-0.6B")
+
+The client is imported on first use, so that the command line starts fast.
+"""
+
+from typing import TYPE_CHECKING
+
+from farebox.errors import (
+    FareboxAPIError,
+    FareboxConfigError,
+    FareboxConnectionError,
+    FareboxError,
+)
+
+if TYPE_CHECKING:
+    from farebox.client import Client
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Client",
+    "FareboxAPIError",
+    "FareboxConfigError",
+    "FareboxConnectionError",
+    "FareboxError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Client":
+        from farebox.client import Client
+
+        return Client
+    raise AttributeError(f"module 'farebox' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m farebox`."""
+
+from farebox.cli.main import main
+
+main()

@@ -1,0 +1,71 @@
+"""Reading what `-f` names."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+_FILE_MAX_BYTES = 1024 * 1024
+
+
+def read_file(path: str) -> bytes:
+    """The file's bytes, `-` for stdin. A usage error says what is wrong with it."""
+    if path == "-":
+        content = sys.stdin.buffer.read(_FILE_MAX_BYTES + 1)
+    else:
+        try:
+            if Path(path).is_dir():
+                raise click.UsageError(f"-f {path}: is a directory; name one file in it")
+            with open(path, "rb") as file:
+                content = file.read(_FILE_MAX_BYTES + 1)
+        except FileNotFoundError:
+            raise click.UsageError(f"-f {path}: there is no such file{_neighbour(path)}") from None
+        except (OSError, ValueError) as error:
+            raise click.UsageError(
+                f"-f {path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+            ) from None
+    name = "standard input" if path == "-" else path
+    if len(content) > _FILE_MAX_BYTES:
+        raise click.UsageError(
+            f"-f {name}: is larger than {_FILE_MAX_BYTES // 1024} KiB; is it the right file?"
+        )
+    if not content.strip():
+        raise click.UsageError(f"-f {name}: is empty")
+    return content
+
+
+def read_mapping(path: str) -> dict[str, Any]:
+    """The YAML (or JSON) mapping in the file."""
+    import yaml
+
+    content = read_file(path)
+    name = "standard input" if path == "-" else path
+    try:
+        value = yaml.safe_load(content)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise click.UsageError(
+            f"-f {name}{where}: not YAML: {error.problem or error.context or error}"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise click.UsageError(f"-f {name}: not YAML: {error}") from None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise click.UsageError(
+            f"-f {name}: expected fields such as `name: my-endpoint`, got {type(value).__name__}"
+        )
+    return value
+
+
+def _neighbour(path: str) -> str:
+    from difflib import get_close_matches
+
+    here = Path(path)
+    try:
+        # Bounded: the folder may be huge.
+        names = [entry.name for entry, _ in zip(here.parent.iterdir(), range(1000), strict=False)]
+    except OSError:
+        return ""
+    close = get_close_matches(here.name, names, n=1)
+    return f"; did you mean {here.parent / close[0]}?" if close else ""

@@ -1,0 +1,104 @@
+"""The Python client: every management call of a Farebox server, typed."""
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from farebox.chat import Chat
+from farebox.config import resolve
+from farebox.errors import FareboxAPIError
+from farebox.resources import (
+    Deployments,
+    Invoices,
+    Keys,
+    Models,
+    Organizations,
+    Projects,
+    Receipts,
+    ServerlessEndpoints,
+    Usage,
+)
+from farebox.transport import Transport, not_farebox
+from farebox.types import Deployment, Status
+
+if TYPE_CHECKING:
+    import httpx
+
+
+class Client:
+    """A Farebox server.
+
+    `url` and `api_key` default to FAREBOX_URL (else http://127.0.0.1:8080) and FAREBOX_API_KEY (else, for a
+    server on this machine, the admin key in FAREBOX_HOME). Raises FareboxAPIError when the server refuses,
+    FareboxConnectionError when it cannot be reached. Threads may share one client; close it, or use `with`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        *,
+        http_transport: "httpx.BaseTransport | None" = None,
+    ) -> None:
+        self.connection = resolve(url, api_key)
+        self._transport = Transport(self.connection, timeout, http_transport)
+        self.organizations = Organizations(self._transport)
+        self.projects = Projects(self._transport)
+        self.keys = Keys(self._transport)
+        self.models = Models(self._transport)
+        self.serverless_endpoints = ServerlessEndpoints(self._transport)
+        self.deployments = Deployments(self._transport)
+        self.usage = Usage(self._transport)
+        self.receipts = Receipts(self._transport)
+        self.invoices = Invoices(self._transport)
+        self.chat = Chat(self._transport)
+
+    def status(self) -> Status:
+        """Whether the server is up and ready, its versions and, if the key may see them, its deployments."""
+        health = self._transport.send("GET", "/healthz", check=False)
+        ready = self._transport.send("GET", "/readyz", check=False)
+        about = _json_of(health)
+        if not isinstance(about, dict):
+            raise not_farebox(health)
+        problems = _json_of(ready)
+        return {
+            "url": self.connection.url,
+            "healthy": health.is_success,
+            "ready": ready.is_success,
+            "problems": problems.get("problems") or [] if isinstance(problems, dict) else [],
+            "version": about.get("version"),
+            "api_version": self._api_version(),
+            "deployments": self._deployments_if_allowed(),
+        }
+
+    def _api_version(self) -> str | None:
+        document = _json_of(self._transport.send("GET", "/api/openapi.json", check=False))
+        info = document.get("info") if isinstance(document, dict) else None
+        return info.get("version") if isinstance(info, dict) else None
+
+    def _deployments_if_allowed(self) -> list[Deployment] | None:
+        try:
+            return self.deployments.list()
+        except FareboxAPIError as error:
+            if error.status not in (401, 403, 502, 503, 504):
+                raise
+            return None
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _json_of(response: "httpx.Response") -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None

@@ -1,0 +1,250 @@
+"""The API's collections, one class each; `farebox.Client` holds one of every kind."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from farebox.errors import FareboxAPIError
+from farebox.transport import Transport, path_of
+from farebox.types import (
+    ApiKey,
+    CreatedApiKey,
+    Deployment,
+    EndpointKeys,
+    InvoicePreview,
+    KeyType,
+    Model,
+    Organization,
+    Page,
+    PriceVersion,
+    Project,
+    PutModel,
+    Receipt,
+    ServerlessEndpoint,
+    UsageReport,
+)
+
+_PriceVersions = list[PriceVersion]  # inside a class with a method named `list`, that name is the method
+
+_PAGES_MAX = 1000  # a list that never ends is a bug, not data
+
+
+class Resource:
+    """Base: a transport and the reading of whole lists."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def _all(self, path: str, **params: Any) -> list[Any]:
+        rows: list[Any] = []
+        for _ in range(_PAGES_MAX):
+            page = self._transport.json("GET", path, params=params)
+            rows += _rows_of(page, path)
+            if not page.get("next"):
+                return rows
+            params["after"] = page["next"]
+        raise FareboxAPIError(
+            200, "unexpected_answer", f"the list at {path} has more than {_PAGES_MAX} pages"
+        )
+
+
+class Organizations(Resource):
+    """Who is billed."""
+
+    def create(self, name: str) -> Organization:
+        return cast(Organization, self._transport.json("POST", "/api/organizations", json={"name": name}))
+
+    def list(self) -> list[Organization]:
+        return self._all("/api/organizations")
+
+
+class Projects(Resource):
+    """Projects of an organization; keys and endpoints belong to one."""
+
+    def create(self, name: str, *, organization: str) -> Project:
+        """`organization` is an id or a name."""
+        body = {"name": name, "organization": organization}
+        return cast(Project, self._transport.json("POST", "/api/projects", json=body))
+
+    def list(self, *, organization: str | None = None) -> list[Project]:
+        return self._all("/api/projects", organization=organization)
+
+
+class Keys(Resource):
+    """API keys of a project."""
+
+    def create(self, *, project: str, name: str, expires_in_s: int | None = None) -> CreatedApiKey:
+        """The answer's `key` is shown this once. `project` is an id, a name, or organization/name."""
+        body = _given(project=project, name=name, expires_in_s=expires_in_s)
+        return cast(CreatedApiKey, self._transport.json("POST", "/api/keys", json=body))
+
+    def list(self, *, project: str | None = None) -> list[ApiKey]:
+        return self._all("/api/keys", project=project)
+
+    def revoke(self, key_id: str) -> ApiKey:
+        """Calls with the key are refused from now on."""
+        return cast(ApiKey, self._transport.json("DELETE", "/api/keys" + path_of(key_id)))
+
+
+class Models(Resource):
+    """The catalog."""
+
+    def list(self, *, task: str | None = None) -> list[Model]:
+        return self._all("/api/models", task=task)
+
+    def get(self, model_id: str) -> Model:
+        return cast(Model, self._transport.json("GET", "/api/models" + path_of(model_id)))
+
+    def add(self, document: str | bytes, *, content_type: str = "application/yaml") -> PutModel:
+        """Adds or changes the model of a YAML document, sent as it is so that the server can name lines."""
+        content = document.encode() if isinstance(document, str) else document
+        answer = self._transport.json("POST", "/api/models", content=content, content_type=content_type)
+        return cast(PutModel, answer)
+
+    def remove(self, model_id: str) -> Model:
+        """Refused (409) while an endpoint uses the model."""
+        return cast(Model, self._transport.json("DELETE", "/api/models" + path_of(model_id)))
+
+    def prices(self, model_id: str) -> _PriceVersions:
+        """Every price version, each immutable once begun."""
+        return self._all("/api/model-prices" + path_of(model_id))
+
+
+class ServerlessEndpoints(Resource):
+    """Stable addresses of catalog models, billed by the token and the minute."""
+
+    def create(
+        self, name: str, *, model: str, project: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> ServerlessEndpoint:
+        """Without `project`: the only one there is."""
+        body = _given(name=name, model=model, project=project, tags=dict(tags) if tags else None)
+        return cast(ServerlessEndpoint, self._transport.json("POST", "/api/serverless-endpoints", json=body))
+
+    def list(self, *, project: str | None = None) -> list[ServerlessEndpoint]:
+        return self._all("/api/serverless-endpoints", project=project)
+
+    def get(self, name: str) -> ServerlessEndpoint:
+        return cast(ServerlessEndpoint, self._transport.json("GET", self._path(name)))
+
+    def delete(self, name: str) -> ServerlessEndpoint:
+        """Its keys stop working and its minutes stop being billed."""
+        return cast(ServerlessEndpoint, self._transport.json("DELETE", self._path(name)))
+
+    def get_keys(self, name: str) -> EndpointKeys:
+        return cast(EndpointKeys, self._transport.json("POST", self._path(name) + "/list-keys"))
+
+    def regenerate_keys(self, name: str, *, key_type: KeyType = "primary") -> EndpointKeys:
+        """A new key of that type; the other one stays valid."""
+        body = {"key_type": key_type}
+        return cast(
+            EndpointKeys, self._transport.json("POST", self._path(name) + "/regenerate-keys", json=body)
+        )
+
+    def get_logs(self, name: str, *, lines: int = 200) -> str:
+        """The last lines of its model server's log."""
+        return self._transport.text(self._path(name) + "/logs", params={"lines": lines})
+
+    @staticmethod
+    def _path(name: str) -> str:
+        return "/api/serverless-endpoints" + path_of(name)
+
+
+class Deployments(Resource):
+    """What serves the models: states, replicas, the last failure."""
+
+    def list(self) -> list[Deployment]:
+        return self._all("/api/deployments")
+
+
+class Usage(Resource):
+    """Counted quantities."""
+
+    def list(
+        self,
+        *,
+        organization: str | None = None,
+        project: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        group_by: str | None = None,
+    ) -> UsageReport:
+        """Rows in `data`, grouped by a comma list of day, model, endpoint, key, sku, project."""
+        params = {
+            "organization": organization,
+            "project": project,
+            "start": start,
+            "end": end,
+            "group_by": group_by,
+        }
+        page = self._transport.json("GET", "/api/usage", params=params)
+        _rows_of(page, "/api/usage")
+        return cast(UsageReport, page)
+
+
+class Receipts(Resource):
+    """What single calls used and cost."""
+
+    def get(self, request_id: str) -> Receipt:
+        """`request_id` is the call's `x-request-id`."""
+        return cast(Receipt, self._transport.json("GET", "/api/receipts" + path_of(request_id)))
+
+    def list(
+        self,
+        *,
+        organization: str | None = None,
+        project: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Page[Receipt]:
+        """One page; its `next` is the `after` of the page that follows."""
+        params = {
+            "organization": organization,
+            "project": project,
+            "start": start,
+            "end": end,
+            "limit": limit,
+            "after": after,
+        }
+        page = self._transport.json("GET", "/api/receipts", params=params)
+        _rows_of(page, "/api/receipts")
+        return cast("Page[Receipt]", page)
+
+    def iterate(
+        self,
+        *,
+        organization: str | None = None,
+        project: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+    ) -> Iterator[Receipt]:
+        """Every receipt, page after page, as it is asked for."""
+        after: str | None = None
+        while True:
+            page = self.list(organization=organization, project=project, start=start, end=end, after=after)
+            yield from page["data"]
+            after = page.get("next")
+            if not after:
+                return
+
+
+class Invoices(Resource):
+    """What is owed."""
+
+    def preview(self, organization: str | None = None, *, period: str | None = None) -> InvoicePreview:
+        """The invoice as it would be now. `period` is a month, `YYYY-MM`; default: the current one (UTC)."""
+        params = {"organization": organization, "period": period}
+        return cast(InvoicePreview, self._transport.json("GET", "/api/invoices/preview", params=params))
+
+
+def _given(**values: object) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _rows_of(page: object, path: str) -> list[Any]:
+    rows = page.get("data") if isinstance(page, dict) else None
+    if not isinstance(rows, list):
+        raise FareboxAPIError(
+            200, "unexpected_answer", f"the answer from {path} is no list; is the address right?"
+        )
+    return rows

@@ -1,0 +1,237 @@
+"""The API's answers as typed dictionaries: exactly the server's JSON, nothing renamed.
+
+Amounts of money are decimal texts (`"0.0000123"`), never floats; times are ISO 8601 in UTC.
+"""
+
+from typing import Any, Generic, Literal, NotRequired, TypedDict, TypeVar
+
+T = TypeVar("T")
+
+KeyType = Literal["primary", "secondary"]
+
+
+class Page(TypedDict, Generic[T]):
+    """One page of a list; `next` is the cursor of the page after it."""
+
+    data: list[T]
+    next: str | None
+
+
+class Organization(TypedDict):
+    id: str
+    name: str
+    created_at: str
+
+
+class Project(TypedDict):
+    id: str
+    name: str
+    organization_id: str
+    organization: str
+    created_at: str
+
+
+class ApiKey(TypedDict):
+    """A key as it is listed: never the key itself, only its `hint`."""
+
+    id: str
+    name: str
+    hint: str
+    project_id: str
+    organization_id: str
+    status: Literal["ok", "expired", "revoked"]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+
+
+class CreatedApiKey(ApiKey):
+    """The answer to a creation: the only time `key` is shown."""
+
+    key: str
+
+
+class Model(TypedDict, total=False):
+    """A catalog entry; members that a model has no use for may be missing."""
+
+    id: str
+    name: str
+    publisher: str
+    task: str
+    context_length: int
+    engine: dict[str, Any]
+    prices: dict[str, str]
+    capabilities: dict[str, bool]
+    source: dict[str, Any]
+    license: dict[str, Any]
+    requirements: dict[str, Any]
+    tags: list[str]
+    origin: Literal["builtin", "operator"]
+    created_at: str
+    updated_at: str
+
+
+class PriceVersion(TypedDict):
+    """Prices from `starts_at` on (None: since ever) until the next version starts."""
+
+    id: str
+    model: str
+    starts_at: str | None
+    prices: dict[str, str]
+    created_at: str
+
+
+class PutModel(TypedDict):
+    """What became of a model that was sent."""
+
+    id: str
+    outcome: Literal["added", "changed", "unchanged"]
+    message: str
+    price_version: NotRequired[PriceVersion]
+    model: Model
+
+
+class Replica(TypedDict):
+    """One run of one model server."""
+
+    id: str
+    state: Literal["starting", "ready", "stopping", "stopped", "failed"]
+    phase: str | None
+    url: str | None
+    pid: int | None
+    started_at: str
+    ready_at: str | None
+    stopped_at: str | None
+    reason: str | None
+
+
+class Failure(TypedDict):
+    at: str | None
+    reason: str
+
+
+class Deployment(TypedDict):
+    """The resources that serve one model. `external`: an attached server, not started by Farebox."""
+
+    id: str
+    model: str
+    state: Literal["stopped", "starting", "ready", "idle", "failed"]
+    external: bool
+    phase: str | None
+    in_flight: int | None
+    last_call_at: str | None
+    stops_at: str | None
+    retry_at: str | None
+    created_at: str
+    replicas: list[Replica]
+    last_failure: Failure | None
+
+
+class ServerlessEndpoint(TypedDict):
+    id: str
+    name: str
+    state: str
+    model: str
+    project_id: str
+    organization_id: str
+    scoring_uri: str
+    openai_base_url: str
+    created_at: str
+    tags: dict[str, str]
+    deployment: Deployment
+
+
+class EndpointKeys(TypedDict):
+    primaryKey: str
+    secondaryKey: str
+
+
+class TokenCounts(TypedDict, total=False):
+    """`input` includes `cached_input`, `output` includes `reasoning`."""
+
+    input: int
+    cached_input: int
+    output: int
+    reasoning: int
+
+
+class Receipt(TypedDict, total=False):
+    """What one call used and what it cost. `billed` splits the same tokens into parts that do not overlap."""
+
+    request_id: str
+    organization: str
+    organization_id: str
+    project: str
+    project_id: str
+    key_id: str
+    endpoint: str
+    endpoint_id: str
+    model: str
+    status: Literal["completed", "client_disconnect", "error", "interrupted"]
+    operation: str
+    stream: bool
+    time: str
+    usage: TokenCounts
+    billed: TokenCounts
+    usage_source: str
+    price_version: str | None
+    cost_usd: str
+    attempts: list[dict[str, Any]]
+
+
+class InvoiceLine(TypedDict):
+    """`quantity` × `unit_price_usd` = `amount_usd`, to the last digit; `rounded_usd` is what is charged."""
+
+    sku: str
+    model: NotRequired[str]
+    endpoint: NotRequired[str]
+    quantity: int
+    unit_price_usd: str
+    price_per_million_usd: NotRequired[str]
+    amount_usd: str
+    rounded_usd: str
+
+
+class HeldUsage(TypedDict):
+    """Usage without a price: not in the total until it gets one."""
+
+    sku: str
+    model: str
+    quantity: int
+    reason: str
+
+
+class InvoicePreview(TypedDict):
+    organization: str
+    organization_id: str
+    period_start: str
+    period_end: str
+    as_of: str
+    currency: str
+    lines: list[InvoiceLine]
+    total_exact_usd: str
+    total_usd: str
+    status: str
+    held: list[HeldUsage]
+
+
+class UsageReport(TypedDict):
+    """Quantities of [start, end); the members of a row depend on the grouping."""
+
+    organization: str
+    start: str
+    end: str
+    data: list[dict[str, Any]]
+    next: None
+
+
+class Status(TypedDict):
+    """Put together by the client from the health routes and the deployments."""
+
+    url: str
+    healthy: bool
+    ready: bool
+    problems: list[str]
+    version: str | None
+    api_version: str | None
+    deployments: list[Deployment] | None
