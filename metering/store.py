@@ -12,6 +12,7 @@ from metering.ingest import Accepted
 from metering.records import Alarm, QuarantineKind, StoredEvent
 from metering.summary import usage_summary
 from metering.tables import (
+    FIRST_OPEN_MINUTE,
     alarms,
     journal_cursors,
     journal_progress,
@@ -25,7 +26,6 @@ MAX_ATTEMPTS = 100
 MAX_PAGE = 1000
 
 _STORED = tuple(usage_events.c[field.name] for field in fields(StoredEvent))
-_FIRST_OPEN = "first_open_minute"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +52,29 @@ def insert_ignoring(conn: Connection, table: object, rows: Sequence[dict[str, ob
 def first_open_minute(conn: Connection) -> int:
     """Every minute before it is closed; 0 when none ever was."""
     return (
-        conn.execute(select(metering_state.c.value).where(metering_state.c.name == _FIRST_OPEN)).scalar() or 0
+        conn.execute(
+            select(metering_state.c.value).where(metering_state.c.name == FIRST_OPEN_MINUTE)
+        ).scalar()
+        or 0
     )
 
 
 def lock_first_open_minute(conn: Connection, *, exclusive: bool) -> int:
     """The same, and it stays so until the transaction ends: writers of rows share it, closing owns it."""
-    query = select(metering_state.c.value).where(metering_state.c.name == _FIRST_OPEN)
+    query = select(metering_state.c.value).where(metering_state.c.name == FIRST_OPEN_MINUTE)
     query = query.with_for_update(read=not exclusive)  # SQLite has one writer anyway, and ignores this
     value = conn.execute(query).scalar()
     if value is None:
-        insert_ignoring(conn, metering_state, [{"name": _FIRST_OPEN, "value": 0}])
+        insert_ignoring(conn, metering_state, [{"name": FIRST_OPEN_MINUTE, "value": 0}])
         value = conn.execute(query).scalar_one()
     return int(value)
 
 
 def set_first_open_minute(conn: Connection, minute_ms: int) -> None:
     """Close everything before `minute_ms`; call it under the exclusive lock."""
-    conn.execute(update(metering_state).where(metering_state.c.name == _FIRST_OPEN).values(value=minute_ms))
+    conn.execute(
+        update(metering_state).where(metering_state.c.name == FIRST_OPEN_MINUTE).values(value=minute_ms)
+    )
 
 
 # Journal cursors

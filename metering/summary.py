@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Select, case, func, literal, s
 from core.errors import Invalid
 from metering.model import TOKEN_SKUS
 from metering.records import ENDPOINT_MINUTE_SKU, GROUPS, UsageRow
-from metering.tables import endpoint_minutes, metering_state, usage_events, usage_minutes
+from metering.tables import FIRST_OPEN_MINUTE, endpoint_minutes, metering_state, usage_events, usage_minutes
 
 MAX_ROWS = 10_000
 _DAY_MS = 86_400_000
@@ -34,7 +34,8 @@ def usage_summary(
             raise Invalid(f"cannot group by {name!r}; choose from {', '.join(GROUPS)}", param="group_by")
     groups = [name for name in GROUPS if name in group_by and name != "sku"]
     # Read first: what closes from here on is still read from its events, which stay.
-    first_open = conn.execute(select(metering_state.c.value)).scalar() or 0
+    state = select(metering_state.c.value).where(metering_state.c.name == FIRST_OPEN_MINUTE)
+    first_open = conn.execute(state).scalar() or 0
     totals: dict[tuple[str, ...], list[int]] = {}
     for query in _queries(groups, org_id, project_id, start_ms, end_ms, first_open):
         for row in conn.execute(query.limit(MAX_ROWS + 1)):

@@ -146,7 +146,8 @@ alarms = Table(
     Index("ix_alarms_at_ms", "at_ms"),
 )
 
-# `first_open_minute`: every minute before it is closed. One row.
+FIRST_OPEN_MINUTE = "first_open_minute"  # every minute before this one is closed
+
 metering_state = Table(
     "metering_state",
     metadata,

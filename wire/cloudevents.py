@@ -1,7 +1,7 @@
 """CloudEvents 1.0 in structured JSON mode: bytes to values and back.
 
-Strict on purpose: an event whose `id`, `source`, `type` or `time` is missing or malformed is refused. Inventing
-one (as the usual libraries do) makes every resend look like a new event, and so defeats deduplication.
+Strict on purpose: an event whose `id`, `source`, `type` or `time` is missing or malformed is refused.
+Inventing one (as the usual libraries do) makes every resend look like a new event, and so defeats deduplication.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""`kill -9` at random moments, of the gateway and the control process: what was acknowledged is billed once."""
+"""`kill -9` at random moments, of gateway and control process: what was acknowledged is billed exactly once."""
 
 import random
 import subprocess

@@ -1,4 +1,4 @@
-"""A small world for store tests: a price book, endpoints, shorthands for storing usage and closing minutes."""
+"""A small world for store tests: a price book, shorthands for storing usage and closing minutes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
