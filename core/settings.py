@@ -97,6 +97,11 @@ def load_settings(environ: Mapping[str, str], **overrides: object) -> Settings:
     return Settings(**values)  # type: ignore[arg-type]  # names and types were checked just above
 
 
+def settings_environment(settings: Settings) -> dict[str, str]:
+    """The variables that make `load_settings` in a child process give these same settings."""
+    return {f"FAREBOX_{field.name.upper()}": str(getattr(settings, field.name)) for field in fields(Settings)}
+
+
 def _convert(variable: str, text: str, kind: object) -> object:
     if kind in (int, "int"):
         if not text.isascii() or not text.isdigit():

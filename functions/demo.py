@@ -12,9 +12,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import farebox
 from rich.console import Console
 
-import farebox
 from core.errors import FareboxError
 from core.settings import Settings, load_settings
 from functions import demo_report as report

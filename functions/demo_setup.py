@@ -126,8 +126,8 @@ def _await_ready(url: str, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:  # it has said why on standard error
             raise Unavailable("the platform did not start")
         with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            with urllib.request.urlopen(f"{url}/readyz", timeout=2):
-                return
+            urllib.request.urlopen(f"{url}/readyz", timeout=2).close()
+            return
         time.sleep(0.05)
     raise Unavailable(f"the platform was not ready within {_READY_TIMEOUT_S} s; see logs/platform.log in the home")
 

@@ -22,9 +22,9 @@ import uvloop
 from core.errors import FareboxError, Unavailable
 from core.log import configure_logging, get_logger
 from core.settings import Settings, load_settings, settings_environment
+from functions.control import control_app
 from functions.home import lock_home, prepare_home
 from functions.supervisor import ChildProcess
-from functions.control import control_app
 from functions.wiring import Control, open_control
 
 _log = get_logger(__name__)

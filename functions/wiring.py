@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from access.seal import open_sealer
+
 from access.admin import ensure_admin_key
-from access.sealer import open_sealer
 from billing.close import close_and_post
 from catalog.builtin import builtin_files, sync_builtin
 from catalog.store import price_at

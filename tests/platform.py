@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 import farebox
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 FAREBOX = Path(sys.executable).with_name("farebox")

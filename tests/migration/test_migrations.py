@@ -1,5 +1,6 @@
 """An empty database, migrated, is the declared tables; on both databases."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,13 @@ def test_sqlite_migrated_equals_declared(tmp_path: Path) -> None:
     db.close()
 
 
-def test_postgres_migrated_equals_declared(postgres_url: str) -> None:
-    db = open_database(postgres_url)
+@pytest.mark.postgres
+def test_postgres_migrated_equals_declared(postgres_url: Callable[[str], str]) -> None:
+    admin = open_database(postgres_url("postgres"))
+    with admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("CREATE DATABASE migrated"))
+    admin.close()
+    db = open_database(postgres_url("migrated"))
     migrate(db)
     assert _differences(db) == []
     with db.read() as connection:
