@@ -141,8 +141,8 @@ USAGE = {
     "start": "2026-01-01T00:00:00.000Z",
     "end": TIME,
     "data": [
-        {"day": "2026-01-31", "model": "acme/mock-chat", "sku": "input", "quantity": 600},
-        {"day": "2026-01-31", "model": "acme/mock-chat", "sku": "output", "quantity": 7},
+        {"requests": 2, "errors": 0, "day": "2026-01-31", "sku": "input", "quantity": 600},
+        {"requests": 2, "errors": 0, "day": "2026-01-31", "sku": "output", "quantity": 7},
     ],
     "next": None,
 }

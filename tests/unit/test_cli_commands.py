@@ -304,6 +304,11 @@ def test_tables_are_aligned(stub: Stub) -> None:
     assert wide in run("model", "list", "-o", "table").stdout  # never wrapped where a program reads
 
 
+def test_usage_shows_its_grouping_first(stub: Stub) -> None:
+    heading = run("usage", "-o", "table").stdout.splitlines()[0]
+    assert heading.split() == ["day", "sku", "quantity", "requests", "errors"]
+
+
 def test_empty_lists_say_what_to_do(stub: Stub) -> None:
     for command, path in [
         ("org", "organizations"),

@@ -82,9 +82,11 @@ def usage(
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """A column for each member that some row has: the members depend on the grouping."""
+    """A column for each member that some row has: the members depend on the grouping, which comes first."""
     names = dict.fromkeys(name for row in rows for name, value in row.items() if value is not None)
-    return [Column(name, name, number=_all_numbers(rows, name)) for name in names]
+    last = ("requests", "errors")
+    ordered = [name for name in names if name not in last] + [name for name in last if name in names]
+    return [Column(name, name, number=_all_numbers(rows, name)) for name in ordered]
 
 
 def _all_numbers(rows: Sequence[Mapping[str, Any]], name: str) -> bool:

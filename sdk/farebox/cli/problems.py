@@ -22,14 +22,10 @@ _DETAILS_MAX = 5
 # Fields of the API that are options here under another name.
 _OPTIONS = {
     "organization": "--org",
-    "project": "--project",
-    "model": "--model",
     "start": "--from",
     "end": "--to",
     "group_by": "--by",
-    "period": "--period",
     "expires_in_s": "--expires-in",
-    "lines": "--lines",
 }
 
 
@@ -88,7 +84,8 @@ def close_names(name: str, names: Iterable[str]) -> list[str]:
 def suggesting(
     name: str | None, names: Callable[[], Iterable[str]], otherwise: str, *, param: str = ""
 ) -> Iterator[None]:
-    """While inside: a refusal of `name` as unknown comes with close names, or with `otherwise`.
+    """While inside: a refusal of `name` as unknown comes with close names, or else with the command
+    `otherwise` that lists them.
 
     `param` is the field that would hold the name; without it the name is in the path.
     """
@@ -104,7 +101,9 @@ def suggesting(
             close = close_names(name, names())
         except FareboxError:
             close = []
-        raise AdvisedError(error, f"did you mean {' or '.join(close)}?" if close else otherwise) from error
+        raise AdvisedError(
+            error, f"did you mean {' or '.join(close)}?" if close else f"`{otherwise}` shows what there is"
+        ) from error
 
 
 def _refused(error: FareboxAPIError, state: State, next_step: str) -> int:
@@ -121,7 +120,7 @@ def _next_step(error: FareboxAPIError, state: State) -> str:
     if error.status == 401 and state.client.connection.api_key is None:
         return f"no key was sent ({source}); set FAREBOX_API_KEY or give --api-key"
     if error.status in (401, 403):
-        return f"the key in use came from {source}; management needs the admin key (FAREBOX_HOME/admin.key)"
+        return f"the key in use: {source}; management needs the admin key (FAREBOX_HOME/admin.key)"
     if error.code == "unexpected_answer":
         return f"check FAREBOX_URL or --url (now {state.client.connection.url})"
     if error.retry_after_s is not None:
