@@ -37,13 +37,15 @@ class ReplicaLog:
 
     def rotate(self, max_bytes: int) -> None:
         """Move the content aside once it is half of `max_bytes`; the server goes on appending to the file."""
-        with contextlib.suppress(FileNotFoundError):
-            if self.path.stat().st_size <= max_bytes // 2:
+        half = max_bytes // 2
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as source:
+            size = source.seek(0, os.SEEK_END)
+            if size <= half:
                 return
-            shutil.copyfile(self.path, self.older)
+            source.seek(size - half)
+            with self.older.open("wb") as target:
+                shutil.copyfileobj(source, target, 256 * 1024)
             os.truncate(self.path, 0)
-            if self.older.stat().st_size > max_bytes:  # it wrote faster than we looked
-                os.truncate(self.older, max_bytes)
 
     def tail(self, lines: int) -> list[str]:
         """The last lines, at most `MAX_LINES`."""

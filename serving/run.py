@@ -39,7 +39,7 @@ class Timing:
     unwell_for: int = 30_000  # a ready server that answers errors for this long is ended
     silent_for: int = 120_000  # one that answers nothing: longer, a busy machine is not a broken server
     notice: int = 2_000  # the gateway hears of the stop and sends nobody there any more
-    stop_grace: int = 15_000  # from SIGTERM to SIGKILL
+    stop_grace: int = 25_000  # from SIGTERM to SIGKILL; vLLM lets calls in flight finish for 20 s
     backoff_first: int = 1_000
     backoff_cap: int = 300_000
     refusal_backoff: int = 5_000  # a refusal is cheap to repeat, and its cause may be mended at once

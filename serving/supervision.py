@@ -283,6 +283,9 @@ class Supervisor:
 
     def _become_ready(self, run: Run) -> None:
         self._ready_at = self._around.clock.monotonic_ms()
+        replica = run.replica
+        if self._usual_start == self._around.timing.usual_start and replica.ready_ms and replica.spawned_ms:
+            self._usual_start = max(0, replica.ready_ms - replica.spawned_ms)  # the first that was measured
         self._touch()
         self._set("ready")
         _log.info("a model server is ready", extra={"deployment": self.deployment_id, "url": run.replica.url})

@@ -23,7 +23,7 @@ class Handler(BaseHTTPRequestHandler):
 
     unwell: Path | None = None
 
-    def do_GET(self) -> None:  # noqa: N802  the base class names it
+    def do_GET(self) -> None:
         if self.path == "/die":
             print("RuntimeError: told to die", flush=True)
             os._exit(3)
@@ -83,7 +83,7 @@ def _dies(times: str) -> bool:
 
 def _chatter(bytes_a_second: int) -> None:
     while True:
-        print("x" * (bytes_a_second // 10), flush=True)
+        print("\n".join(["x" * 99] * (bytes_a_second // 1000)), flush=True)
         time.sleep(0.1)
 
 

@@ -103,7 +103,7 @@ def open_world(home: Path) -> World:
     home.mkdir(parents=True, exist_ok=True)
     db = open_database(f"sqlite:///{home / 'farebox.db'}")
     with db.begin() as connection:
-        metadata.create_all(connection, [table for table in metadata.tables.values()])
+        metadata.create_all(connection, list(metadata.tables.values()))
     return World(home, db, SystemClock(), FakeLauncher())
 
 
