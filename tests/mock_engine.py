@@ -47,7 +47,9 @@ class Behaviour:
     hold: threading.Event | None = None  # nothing is answered before this is set
     # trouble before the first byte
     status: int = 200
-    error: Any = None  # body of a status other than 200; None: vLLM's error object; str: sent as text
+    error: Any = (
+        None  # body of a status other than 200 (str: as text), or inside an error event; None: vLLM's
+    )
     headers: dict[str, str] = field(default_factory=dict)
     reset: bool = False  # connection closed without an answer
     # trouble after it
@@ -217,8 +219,8 @@ class _Answer:
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or behaviour.tokens
         self.tokens = min(behaviour.tokens, limit)
         prompts = body.get("prompt")
-        many = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
-        self.choices = (body.get("n") or 1) * (len(prompts) if many else 1)
+        several = len(prompts) if isinstance(prompts, list) and prompts and isinstance(prompts[0], str) else 1
+        self.choices = (body.get("n") or 1) * several
         self.id = ("chatcmpl-" if chat else "cmpl-") + f"mock{id(seen):x}"
         options = body.get("stream_options") or {}
         asked = bool(options.get("include_usage"))
@@ -315,7 +317,7 @@ class _Answer:
     async def fail(self, writer: "_Writer", request: web.Request) -> web.StreamResponse:
         how = self.behaviour.fail_how
         if how == "error_event":  # vLLM: an error object in the data, then [DONE]
-            await writer.send({"error": vllm_error("engine died", 500)})
+            await writer.send({"error": self.behaviour.error or vllm_error("engine died", 500)})
             await writer.send("[DONE]")
         elif how == "error_object":
             await writer.send({"object": "error", "message": "engine died", "type": "Internal", "code": 500})

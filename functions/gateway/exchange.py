@@ -37,7 +37,7 @@ _CLOSE = (b"connection", b"close")
 _encoder = msgspec.json.Encoder()
 
 
-class HangUp(Exception):  # noqa: N818  # not a failure: the caller left
+class HangUp(Exception):  # not a failure: the caller left
     """The caller closed the connection."""
 
 

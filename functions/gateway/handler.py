@@ -68,6 +68,7 @@ class _GatewayApp(FastAPI):
             version="1",
             lifespan=lifespan,
             redoc_url=None,
+            redirect_slashes=False,
         )
         self._gateway = gateway
         self.hot = HotRoutes(gateway)
@@ -191,7 +192,8 @@ def _add_model_routes(app: FastAPI, gateway: Gateway, prefix: str) -> None:
             routes = [route for route in routes if route.endpoint_name == endpoint_name]
             if not routes:
                 raise unknown_model("", endpoint_name)
-        models = {route.model_id: _model(route.model_id, route) for route in routes}
+        # A caller may use either name: the catalog's, or the endpoint's own.
+        models = {name: _model(name, route) for route in routes for name in (route.model_id, route.endpoint_name)}
         return _json({"object": "list", "data": list(models.values())})
 
     async def retrieve_model(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""How the metered routes look in the OpenAPI document; bodies are read by `wire/openai`, not through these."""
+"""How the metered routes look in the OpenAPI document; bodies are read by `wire/openai`, not by these."""
 
 from typing import Any
 

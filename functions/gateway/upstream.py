@@ -23,7 +23,7 @@ _LARGE_BODY = 1024 * 1024
 _FORWARDED = (b"traceparent", b"tracestate")
 
 
-class ServerGone(Exception):  # noqa: N818  # tells what is so, and that another attempt is safe
+class ServerGone(Exception):  # tells what is so, and that another attempt is safe
     """The server refused or closed the connection before the first byte of an answer."""
 
 

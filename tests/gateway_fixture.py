@@ -1,0 +1,267 @@
+"""A real gateway under uvicorn on loopback, between a mock engine and a scripted control process.
+
+with RunningGateway(tmp_path, engine.url) as gateway:
+    client = openai.OpenAI(base_url=gateway.url + "/v1", api_key=PROJECT_KEY)
+    ...
+    gateway.journal.wait_events(1)
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+from aiohttp import web
+
+from access.keys import hash_key
+from access.model import Principal
+from core.changes import Change
+from core.clock import SystemClock
+from core.errors import JournalFull
+from core.settings import Settings
+from functions.gateway.control import ControlClient
+from functions.gateway.handler import Gateway, GatewayDependencies, create_gateway
+from functions.gateway.lookups import KeyAnswer, RouteName
+from metering.model import UsageEvent
+from serving.model import Route
+from tests.mock_engine import wait_until
+
+PROJECT_KEY = "fbx_sk_project"
+OTHER_KEY = "fbx_sk_other"
+ENDPOINT_KEY = "fbx_ep_endpoint"
+ADMIN_KEY = "fbx_admin_admin"
+MODEL = "acme/mock-chat"
+ENDPOINT = "my-mock"
+
+
+def make_route(url: str, **changes: Any) -> Route:
+    """The route of the usual model to `url` ("" for a server that is stopped)."""
+    route = Route(
+        endpoint_id="ep_1",
+        endpoint_name=ENDPOINT,
+        org_id="org_1",
+        project_id="prj_1",
+        model_id=MODEL,
+        task="chat",
+        context_length=8192,
+        deployment_id="dep_1",
+        served_model="mock",
+        external=False,
+        continuous_usage=True,
+        upstream_key_env="",
+        urls=(url,) if url else (),
+    )
+    return replace(route, **changes)
+
+
+class MemoryJournal:
+    """Keeps events in memory; may be slow or broken on demand."""
+
+    def __init__(self) -> None:
+        self.events: list[UsageEvent] = []
+        self.progress: list[UsageEvent] = []
+        self.delay_s = 0.001
+        self.broken = False
+        self.broken_append = False
+
+    async def append(self, event: UsageEvent) -> None:
+        await asyncio.sleep(self.delay_s)
+        if self.broken_append:
+            raise JournalFull("no disk")
+        self.events.append(event)
+
+    def note_progress(self, event: UsageEvent) -> None:
+        self.progress.append(event)
+
+    def check(self) -> None:
+        if self.broken:
+            raise JournalFull("no disk", retry_after_s=5)
+
+    def wait_events(self, count: int) -> list[UsageEvent]:
+        """The events, once there are `count`."""
+        wait_until(lambda: len(self.events) >= count)
+        return self.events
+
+
+@dataclass
+class Directory:
+    """Keys, routes and the change feed, in memory."""
+
+    principals: dict[str, KeyAnswer] = field(default_factory=dict)
+    routes: list[Route] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    loads: int = 0
+    fails: bool = False
+
+    def add_key(self, text: str, answer: KeyAnswer) -> None:
+        self.principals[hash_key(text)] = answer
+
+    def changed(self, kind: str, ref: str) -> None:
+        self.changes.append(Change(len(self.changes) + 1, kind, ref))
+
+    def find_principal(self, key_hash: str) -> KeyAnswer:
+        self.loads += 1
+        return self.principals.get(key_hash, "unknown")
+
+    def resolve_route(self, name: RouteName) -> Route | None:
+        self.loads += 1
+        for route in self.list_routes(name):
+            ours = not name.endpoint_name or name.endpoint_name == route.endpoint_name
+            if ours and name.model in (
+                "" if name.endpoint_name else None,
+                route.model_id,
+                route.endpoint_name,
+            ):
+                return route
+        return None
+
+    def list_routes(self, name: RouteName) -> list[Route]:
+        return [
+            route
+            for route in self.routes
+            if (not name.project_id or route.project_id == name.project_id)
+            and (not name.endpoint_id or route.endpoint_id == name.endpoint_id)
+        ]
+
+    def poll_changes(self, after_seq: int) -> list[Change]:
+        if self.fails:
+            raise OSError("database gone")
+        return [change for change in self.changes if change.seq > after_seq]
+
+    def last_seq(self) -> int:
+        return len(self.changes)
+
+
+class ControlScript:
+    """The control process's side of the socket."""
+
+    def __init__(self) -> None:
+        self.wakes: list[str] = []
+        self.answers: list[dict[str, Any]] = []  # of the wakes to come; the last one stays
+        self.activity: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
+        self.hold = threading.Event()
+        self.hold.set()
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app.router.add_post("/internal/deployments/{id}/wake", self._wake)
+        app.router.add_post("/internal/activity", self._activity)
+        app.router.add_route("*", "/{path:.*}", self._anything)
+        return app
+
+    async def _wake(self, request: web.Request) -> web.Response:
+        self.wakes.append(request.match_info["id"])
+        while not self.hold.is_set():  # noqa: ASYNC110  # set by another thread
+            await asyncio.sleep(0.005)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        usual = {"url": None, "reason": "", "started_ms": 1, "expected_ready_ms": 0, "retry_after_s": 7}
+        return web.json_response(usual | answer)
+
+    async def _activity(self, request: web.Request) -> web.Response:
+        self.activity.append(await request.json())
+        return web.Response(status=204)
+
+    async def _anything(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        seen = {
+            "method": request.method,
+            "path": request.raw_path,
+            "headers": dict(request.headers),
+            "body": body,
+        }
+        self.requests.append(seen)
+        headers = {"x-request-id": "theirs", "set-cookie": "a=b", "connection": "x-private", "x-private": "1"}
+        return web.Response(status=207, body=b"control:" + body, headers=headers)
+
+
+class RunningGateway:
+    """The gateway and the control script, each under its real server, in one background thread."""
+
+    def __init__(self, tmp_path: Path, upstream_url: str, **settings: Any) -> None:
+        self.settings = Settings(home=tmp_path, **settings)
+        self.journal = MemoryJournal()
+        self.directory = Directory(routes=[make_route(upstream_url)])
+        self.directory.add_key(PROJECT_KEY, Principal("project", "key_1", "org_1", "prj_1"))
+        self.directory.add_key(OTHER_KEY, Principal("project", "key_2", "org_2", "prj_2"))
+        self.directory.add_key(ENDPOINT_KEY, Principal("endpoint", "key_3", "org_1", "prj_1", "ep_1"))
+        self.directory.add_key(ADMIN_KEY, Principal("admin", "key_4"))
+        self.control = ControlScript()
+        self.control_up = True
+        self.gateway: Gateway | None = None
+        self.port = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._server: uvicorn.Server | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "RunningGateway":
+        self._thread.start()
+        wait_until(lambda: self._server is not None and self._server.started and self.port != 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.should_exit = True
+        self._thread.join(10)
+
+    def in_loop(self, make: Callable[[], Any]) -> Any:
+        """The result of a coroutine run in the gateway's own loop."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(make(), self._loop).result(10)
+
+    def set_route(self, **changes: Any) -> None:
+        """Change the only route, and let the gateway learn of it."""
+        self.directory.routes = [replace(self.directory.routes[0], **changes)]
+        self.directory.changed("endpoint", "ep_1")
+        time.sleep(0.3)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        socket = self.settings.control_socket
+        socket.parent.mkdir(parents=True, exist_ok=True)
+        runner = web.AppRunner(
+            self.control.app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+        )
+        await runner.setup()
+        if self.control_up:
+            await web.UnixSite(runner, str(socket)).start()
+        app = create_gateway(self._dependencies())
+        self.gateway = app.state.gateway
+        config = uvicorn.Config(
+            app, port=0, http="httptools", log_level="warning", access_log=False, timeout_graceful_shutdown=1
+        )
+        self._server = uvicorn.Server(config)
+        serving = asyncio.ensure_future(self._server.serve())
+        while not self._server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has no event for it
+            await asyncio.sleep(0.005)
+        if self._server.servers:
+            self.port = self._server.servers[0].sockets[0].getsockname()[1]
+        await serving
+        await runner.cleanup()
+
+    def _dependencies(self) -> GatewayDependencies:
+        directory = self.directory
+        return GatewayDependencies(
+            settings=self.settings,
+            clock=SystemClock(),
+            journal=self.journal,
+            control=ControlClient(self.settings.control_socket),
+            find_principal=directory.find_principal,
+            resolve_route=directory.resolve_route,
+            list_routes=directory.list_routes,
+            poll_changes=directory.poll_changes,
+            last_seq=directory.last_seq,
+        )
