@@ -15,9 +15,7 @@ PROJECT: Final[frozenset[KeyKind]] = frozenset({"admin", "project"})
 ANY_KEY: Final[frozenset[KeyKind]] = frozenset({"admin", "project", "endpoint"})
 
 # Without a key: what describes the API, none of what is in it.
-PUBLIC: Final = frozenset(
-    {("GET", "/api/openapi.json"), ("GET", "/api/docs"), ("GET", "/api/docs/oauth2-redirect")}
-)
+PUBLIC: Final = frozenset({("GET", "/api/openapi.json"), ("GET", "/api/docs")})
 
 ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("POST", "/api/organizations"): ADMIN,

@@ -37,14 +37,17 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
         openapi_url="/api/openapi.json",
         docs_url="/api/docs",
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
         # Only for the description: routes check the key themselves, before the body is read.
         dependencies=[Depends(HTTPBearer(auto_error=False))],
         responses={status: {"model": Problem, "description": why} for status, why in _REFUSALS.items()},
     )
     app.state.dependencies = deps
-    for group in (organizations, keys, models, endpoints, deployments, usage, invoices):
+    groups = (organizations, keys, models, endpoints, deployments, usage, invoices)
+    for group in groups:
         app.include_router(group.router)
+    app.state.routes = [route for group in groups for route in group.router.routes]
     install_problems(app)
     app.add_middleware(Edge, max_body_bytes=min(deps.settings.max_body_bytes, MAX_BODY_BYTES))
     return app

@@ -1,11 +1,13 @@
 """Every failure as problem+json (RFC 9457): ours, the framework's and the database's."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from core.errors import BadRequest, Conflict, FareboxError, Invalid, NotFound, Unavailable
 from core.log import get_logger
@@ -15,7 +17,7 @@ _log = get_logger(__name__)
 _SHOWN = 10
 
 
-class MethodNotAllowedError(FareboxError):
+class MethodNotAllowed(FareboxError):
     """The path exists, but not with this method."""
 
     status, code = 405, "method_not_allowed"
@@ -28,6 +30,8 @@ def install_problems(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _framework)
     app.add_exception_handler(IntegrityError, _race)
     app.add_exception_handler(OperationalError, _database_down)
+    app.add_exception_handler(DataError, _odd_text)
+    app.add_exception_handler(UnicodeEncodeError, _odd_text)
 
 
 def render(request: Request, error: FareboxError, headers: dict[str, str] | None = None) -> Response:
@@ -51,12 +55,19 @@ async def _framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        message = f"{path} does not take {request.method}" + (f"; it takes {allowed}" if allowed else "")
-        return render(request, MethodNotAllowedError(message), {"allow": allowed} if allowed else None)
+        allowed = ", ".join(_methods_of(request))
+        message = f"{path[:200]} does not take {request.method}; it takes {allowed}"
+        return render(request, MethodNotAllowed(message), {"allow": allowed})
     if error.status_code == 404:
         return render(request, NotFound(f"there is nothing at {path[:200]!r}; /api/docs lists the routes"))
     return render(request, BadRequest("the body is not valid JSON"))
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What the path takes: the framework looks at the first route with that path only."""
+    routes: Iterable[Route] = request.app.state.routes
+    fitting = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in fitting for method in route.methods or ()})
 
 
 async def _race(request: Request, error: Exception) -> Response:
@@ -67,6 +78,11 @@ async def _race(request: Request, error: Exception) -> Response:
 async def _database_down(request: Request, error: Exception) -> Response:
     _log.error("database", extra={"request_id": request.state.request_id, "error": str(error)})
     return render(request, Unavailable("the database does not answer or is busy; try again", retry_after_s=2))
+
+
+async def _odd_text(request: Request, error: Exception) -> Response:
+    """JSON can express half of a surrogate pair and a NUL, which no database can store."""
+    return render(request, Invalid("a text holds a character that cannot be stored (NUL, or half a pair)"))
 
 
 async def _invalid_input(request: Request, error: Exception) -> Response:
@@ -103,5 +119,6 @@ def _fault(fault: Any) -> tuple[str, str]:
     elif fault["type"] in ("model_attributes_type", "model_type", "dict_type"):
         message = "expected a JSON object"
     else:
+        message = message.replace("Input should be ", "expected ", 1)
         message = message[:1].lower() + message[1:]
     return ".".join(steps), message[:500]

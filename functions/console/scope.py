@@ -55,5 +55,5 @@ def _only_organization(connection: Connection) -> Organization:
         return found[0]
     if not found:
         raise Invalid("organization: there is none yet; create one first", param="organization")
-    names = ", ".join(each.name for each in found)
+    names = ", ".join(sorted(each.name for each in found))
     raise Invalid(f"organization: there are several; name one of {names}", param="organization")

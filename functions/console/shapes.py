@@ -31,9 +31,8 @@ class Input(BaseModel):
                 if name not in cls.model_fields:
                     # Through a placeholder, for the message is a template.
                     said = unknown_name(str(name), cls.model_fields)
-                    raise PydanticCustomError(
-                        "unknown_field", "{said}", {"said": said, "field": str(name)[:80]}
-                    )
+                    field = str(name)[:80].encode("utf-8", "backslashreplace").decode()
+                    raise PydanticCustomError("unknown_field", "{said}", {"said": said, "field": field})
         return value
 
 

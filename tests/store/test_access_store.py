@@ -35,7 +35,11 @@ def test_an_organization_has_one_name_and_is_found_by_it_or_its_id(db: Database)
         # The failed insert did not spoil the transaction.
         store.create_organization(connection, "Beta", NOW + 1)
     with db.read() as connection:
-        assert store.find_organization(connection, "Acme") == store.find_organization(connection, acme.id) == acme
+        assert (
+            store.find_organization(connection, "Acme")
+            == store.find_organization(connection, acme.id)
+            == acme
+        )
         with pytest.raises(NotFound, match="'Nobody'"):
             store.find_organization(connection, "Nobody")
         assert [o.name for o in store.list_organizations(connection)] == ["Acme", "Beta"]
@@ -149,7 +153,7 @@ def status_of(db: Database, path: Path) -> str:
         return store.key_status(connection, hash_key(path.read_text().strip()), NOW)
 
 
-def test_the_admin_key_is_made_once_and_renewed_when_its_file_is_deleted(db: Database, tmp_path: Path) -> None:
+def test_the_admin_key_is_made_once_and_renewed_when_its_file_is_gone(db: Database, tmp_path: Path) -> None:
     path = tmp_path / "admin.key"
     with db.begin() as connection:
         assert ensure_admin_key(connection, path, NOW)
@@ -190,9 +194,13 @@ def test_a_first_start_cut_short_after_the_file_was_written_is_finished(db: Data
     class CutShortError(Exception):
         pass
 
-    with pytest.raises(CutShortError), db.begin() as connection:
-        ensure_admin_key(connection, path, NOW)
-        raise CutShortError
+    def cut_short() -> None:
+        with db.begin() as connection:
+            ensure_admin_key(connection, path, NOW)
+            raise CutShortError
+
+    with pytest.raises(CutShortError):
+        cut_short()
     text = path.read_text()
     assert status_of(db, path) == "unknown"
     with db.begin() as connection:

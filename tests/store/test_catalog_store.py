@@ -56,7 +56,8 @@ def test_a_version_is_replaced_only_before_it_begins(db: Database) -> None:
         first = store.put_model(connection, SPEC, NOW).new_price
         pending = store.put_model(connection, priced(200), NOW).new_price
         other = store.put_model(connection, priced(300), NOW + 1).new_price
-        assert pending and other
+        assert pending
+        assert other
         assert pending.id != other.id
         assert store.price_versions(connection, SPEC.id) == [first, other]
         # Back to what holds now: the version that never began is gone.
@@ -129,7 +130,9 @@ def test_the_builtin_files_are_read_once(db: Database) -> None:
         models = store.list_models(connection)
         assert len(models) == len(files)
         assert {m.origin for m in models} == {"builtin"}
-        assert [m.spec for m in models] == sorted((parse_model_yaml(f.data) for f in files), key=lambda s: s.id)
+        assert [m.spec for m in models] == sorted(
+            (parse_model_yaml(f.data) for f in files), key=lambda s: s.id
+        )
 
 
 def write(directory: Path, price: str) -> None:
@@ -137,7 +140,7 @@ def write(directory: Path, price: str) -> None:
     (directory / "acme-b.yaml").write_text(text)
 
 
-def test_a_changed_file_is_read_again_unless_an_operator_changed_the_model(db: Database, tmp_path: Path) -> None:
+def test_a_changed_file_is_read_unless_an_operator_changed_the_model(db: Database, tmp_path: Path) -> None:
     write(tmp_path, "1")
     with db.begin() as connection:
         sync_builtin(connection, builtin_files(tmp_path), NOW)

@@ -15,7 +15,9 @@ from access.sealer import SealBrokenError, Sealer, ensure_secret
 from core.errors import FareboxError, Invalid
 
 
-@pytest.mark.parametrize(("kind", "prefix"), [("admin", "fbx_admin_"), ("project", "fbx_sk_"), ("endpoint", "fbx_ep_")])
+@pytest.mark.parametrize(
+    ("kind", "prefix"), [("admin", "fbx_admin_"), ("project", "fbx_sk_"), ("endpoint", "fbx_ep_")]
+)
 def test_keys_are_long_random_and_named_by_kind(kind, prefix) -> None:
     keys = [make_key(kind) for _ in range(200)]
     assert len({key.text for key in keys}) == 200
@@ -28,7 +30,9 @@ def test_keys_are_long_random_and_named_by_kind(kind, prefix) -> None:
         assert key.text not in repr(key)
 
 
-@pytest.mark.parametrize("text", ["", "sk-1", "fbx_sk_", "fbx_sk_" + "a" * 43, "fbx_xx_" + "a" * 44, "fbx_sk_" + "ä" * 44])
+@pytest.mark.parametrize(
+    "text", ["", "sk-1", "fbx_sk_", "fbx_sk_" + "a" * 43, "fbx_xx_" + "a" * 44, "fbx_sk_" + "ä" * 44]
+)
 def test_what_is_not_a_key(text) -> None:
     assert not looks_like_key(text)
 
@@ -47,7 +51,8 @@ def test_names_that_are_allowed(name) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "  ", "x" * 65, "a/b", "a\nb", "a\x00", "a\u2028b", "\ud800", "org_00000000050xdq165ak2pqmxyc"]
+    "name",
+    ["", "  ", "x" * 65, "a/b", "a\nb", "a\x00", "a\u2028b", "\ud800", "org_00000000050xdq165ak2pqmxyc"],
 )
 def test_names_that_are_refused(name) -> None:
     with pytest.raises(Invalid) as caught:
