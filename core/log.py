@@ -34,6 +34,9 @@ def configure_logging(process: str, level: str = "INFO", path: str | None = None
     handler = logging.FileHandler(path) if path else logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter(process))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # Their start-up chatter says nothing that our own records do not.
+    for name in ("uvicorn", "alembic"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
 
 
 def get_logger(name: str) -> logging.Logger:

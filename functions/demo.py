@@ -75,7 +75,9 @@ def _ensure_customer(console: Console, client: farebox.Client, settings: Setting
     key = _ensure_key(client, settings.home / "demo.key")
     if ENDPOINT not in {row["name"] for row in client.serverless_endpoints.list()}:
         client.serverless_endpoints.create(ENDPOINT, model=MODEL, project=f"{ORGANIZATION}/{PROJECT}")
-    console.print(f"Organization [b]{ORGANIZATION}[/b], project [b]{PROJECT}[/b], endpoint [b]{ENDPOINT}[/b] on {MODEL}")
+    console.print(
+        f"Organization [b]{ORGANIZATION}[/b], project [b]{PROJECT}[/b], endpoint [b]{ENDPOINT}[/b] on {MODEL}"
+    )
     return key
 
 
@@ -150,14 +152,22 @@ def _by_hand(client: farebox.Client, preview: Any, prices: dict[str, dict[str, s
         if len(receipts) > _RECEIPTS_SHOWN_AT_MOST:
             raise FareboxError("too many calls to add up by hand; use `farebox invoice preview`")
     sums = token_sums(receipts, prices)
-    mine = [e for e in client.serverless_endpoints.list() if e["organization_id"] == receipts[0]["organization_id"]]
+    mine = [
+        e
+        for e in client.serverless_endpoints.list()
+        if e["organization_id"] == receipts[0]["organization_id"]
+    ]
     living = {endpoint["name"] for endpoint in mine}
     for endpoint in mine:
         per_minute = prices[endpoint["model"]].get("endpoint_minute", "0")
         sums.append(minute_sum(endpoint, preview["period_start"], preview["as_of"], per_minute))
-    for line in preview["lines"]:  # endpoints deleted since: their life is no longer listed, so as the preview says
+    for line in preview[
+        "lines"
+    ]:  # endpoints deleted since: their life is no longer listed, so as the preview says
         if line["sku"] == "endpoint_minute" and line["endpoint"] not in living:
-            sums.append(Sum("endpoint_minute", line["endpoint"], line["quantity"], Decimal(line["unit_price_usd"])))
+            sums.append(
+                Sum("endpoint_minute", line["endpoint"], line["quantity"], Decimal(line["unit_price_usd"]))
+            )
     return sums
 
 

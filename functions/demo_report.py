@@ -40,7 +40,9 @@ def call(console: Console, receipt: Mapping[str, Any], usage: Any, prices: Mappi
     for sku, quantity in receipt["billed"].items():
         exact = quantity * Decimal(prices[sku]) / 1_000_000
         table.add_row(sku, str(quantity), prices[sku], f"{exact:f}")
-    table.add_row("[b]cost[/b]", str(usage.total_tokens), "", f"[b]{receipt['cost_usd']}[/b]", end_section=True)
+    table.add_row(
+        "[b]cost[/b]", str(usage.total_tokens), "", f"[b]{receipt['cost_usd']}[/b]", end_section=True
+    )
     console.print(table)
     console.print(
         f"  the client was told: {usage.prompt_tokens} prompt + {usage.completion_tokens} completion tokens"
@@ -64,7 +66,9 @@ def invoice(console: Console, preview: Mapping[str, Any], sums: Sequence[Sum]) -
             line["unit_price_usd"],
             line["amount_usd"],
             line["rounded_usd"],
-            f"{mine.quantity} × {mine.unit_usd.normalize():f} = {mine.amount_usd.normalize():f}" if mine else "missing",
+            f"{mine.quantity} × {mine.unit_usd.normalize():f} = {mine.amount_usd.normalize():f}"
+            if mine
+            else "missing",
         )
     exact, rounded = total_exact(sums), total_rounded(sums)
     table.add_section()
@@ -77,7 +81,9 @@ def invoice(console: Console, preview: Mapping[str, Any], sums: Sequence[Sum]) -
     if matches:
         console.print(f"[green]The preview equals the hand calculation: US$ {exact.normalize():f}[/green]")
     else:
-        console.print(f"[red]The preview differs from the hand calculation: {exact} exact, {rounded} rounded[/red]")
+        console.print(
+            f"[red]The preview differs from the hand calculation: {exact} exact, {rounded} rounded[/red]"
+        )
     return matches
 
 

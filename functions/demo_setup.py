@@ -9,10 +9,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -62,10 +60,7 @@ class Bars:
 
 
 def ensure_engine_and_model(console: Console, settings: Settings) -> None:
-    """Install the engine that fits this machine and build the sample model, as far as they are not there.
-
-    The model is built as soon as torch is in place, while the rest of the engine is still arriving.
-    """
+    """Install the engine that fits this machine and build the sample model, as far as they are not there."""
     prepare_home(settings)
     kind = install.detect_kind()
     installed = {e.kind for e in install.list_installed(settings.engines_path) if e.complete}
@@ -73,22 +68,13 @@ def ensure_engine_and_model(console: Console, settings: Settings) -> None:
         console.print(f"Engine {kind} and the sample model are in place")
         return
     if kind not in installed:
-        console.print(f"Installing the model engine {kind} into {settings.engines_path} (a few minutes, once)")
-    with Bars(console) as bars, ThreadPoolExecutor(1) as pool:
-        building: list[Future[None]] = []
-
-        def build(python: Path) -> None:
-            if not sample.is_built(settings.models_path) and not building:
-                building.append(pool.submit(_build, python, settings.models_path, bars))
-
-        python = install.install(kind, settings.engines_path, progress=bars, on_trainable=build)
-        build(python)
-        for future in building:
-            future.result()
-
-
-def _build(python: Path, models: Path, bars: Bars) -> None:
-    sample.build(python, models, bars)
+        console.print(
+            f"Installing the model engine {kind} into {settings.engines_path} (a few minutes, once)"
+        )
+    with Bars(console) as bars:
+        python = install.install(kind, settings.engines_path, progress=bars)
+        if not sample.is_built(settings.models_path):
+            sample.build(python, settings.models_path, bars)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +94,23 @@ class Platform:
 def running_platform(console: Console, settings: Settings) -> Iterator[Platform]:
     """`farebox up` as a child, ready to serve; stopped, with all its children, at the end."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "functions.embedded", "--home", str(settings.home), "--port", str(settings.port)]
+    command = [
+        sys.executable,
+        "-m",
+        "functions.embedded",
+        "--home",
+        str(settings.home),
+        "--port",
+        str(settings.port),
+    ]
     # A group of its own: Ctrl-C in the terminal reaches this process, which then stops the platform in order.
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{settings.port}"
         _await_ready(url, process)
-        console.print(f"Platform ready on {url} after {time.monotonic() - began:.1f} s, state in {settings.home}")
+        console.print(
+            f"Platform ready on {url} after {time.monotonic() - began:.1f} s, state in {settings.home}"
+        )
         yield Platform(url, settings.admin_key_path.read_text().strip(), process)
     finally:
         _stop(console, process)
@@ -129,7 +125,9 @@ def _await_ready(url: str, process: subprocess.Popen[bytes]) -> None:
             urllib.request.urlopen(f"{url}/readyz", timeout=2).close()
             return
         time.sleep(0.05)
-    raise Unavailable(f"the platform was not ready within {_READY_TIMEOUT_S} s; see logs/platform.log in the home")
+    raise Unavailable(
+        f"the platform was not ready within {_READY_TIMEOUT_S} s; see logs/platform.log in the home"
+    )
 
 
 def _stop(console: Console, process: subprocess.Popen[bytes]) -> None:

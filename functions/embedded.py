@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -46,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
     """Run in the foreground until SIGINT or SIGTERM; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        settings = load_settings(os.environ, home=_absolute(arguments.home), host=arguments.host, port=arguments.port)
+        settings = load_settings(
+            os.environ, home=_absolute(arguments.home), host=arguments.host, port=arguments.port
+        )
         prepare_home(settings)
         with lock_home(settings), _listen(settings.host, settings.port) as listener:
             configure_logging("control", settings.log_level, str(settings.logs_path / "platform.log"))
@@ -64,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--home", metavar="DIR", help="where everything is kept (default: $FAREBOX_HOME or ~/.farebox)")
+    parser.add_argument(
+        "--home", metavar="DIR", help="where everything is kept (default: $FAREBOX_HOME or ~/.farebox)"
+    )
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=_port, help="port to listen on (default: 8080)")
     return parser
@@ -124,9 +128,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 
 
 async def _run_until(stopping: asyncio.Event, control: Control, gateway: ChildProcess) -> None:
-    server = uvicorn.Server(_control_server(control))
-    # uvicorn's own signal handling would end this server first, and with it the gateway's way to wake a model.
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    server = _ControlServer(_control_server(control))
     tasks = [
         asyncio.create_task(coroutine, name=name)
         for name, coroutine in (
@@ -157,6 +159,14 @@ async def _shut_down(
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.to_thread(control.sink.catch_up)
+
+
+class _ControlServer(uvicorn.Server):
+    """uvicorn without its signal handling: that would end this server first, and with it the gateway's backing."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def _control_server(control: Control) -> uvicorn.Config:

@@ -36,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
     console = Console(stderr=True, highlight=False)
     try:
         settings = load_settings(os.environ)
-        return {"install": _install, "list": _list, "check": _check}[arguments.verb](console, settings, arguments)
+        return {"install": _install, "list": _list, "check": _check}[arguments.verb](
+            console, settings, arguments
+        )
     except (FareboxError, EngineInstallError) as error:
         console.print(f"farebox engine: {error}", markup=False, soft_wrap=True)
         return 1
@@ -60,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = verbs.add_parser(verb, help=text, description=text)
         if verb != "list":
-            command.add_argument("kind", nargs="?", choices=install.KINDS, help="default: what fits this machine")
+            command.add_argument(
+                "kind", nargs="?", choices=install.KINDS, help="default: what fits this machine"
+            )
         command.add_argument("-o", "--output", choices=("table", "json"), default="table")
     return parser
 

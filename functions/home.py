@@ -22,7 +22,13 @@ def prepare_home(settings: Settings) -> None:
     """Make the home's folders, private to this user. HomeUnusable when that fails or the disk is full."""
     home = settings.home
     try:
-        for folder in (home, settings.journal_path, settings.logs_path, settings.logs_path / "replicas", home / "run"):
+        for folder in (
+            home,
+            settings.journal_path,
+            settings.logs_path,
+            settings.logs_path / "replicas",
+            home / "run",
+        ):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings.control_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = home / "run" / f".probe-{os.getpid()}"
@@ -32,7 +38,9 @@ def prepare_home(settings: Settings) -> None:
         raise HomeUnusable(_explain(home, error)) from error
     free = os.statvfs(home)
     if free.f_bavail * free.f_frsize < _MIN_FREE_BYTES:
-        raise HomeUnusable(f"{home}: the disk has under {_MIN_FREE_BYTES >> 20} MiB free; make room or use --home DIR")
+        raise HomeUnusable(
+            f"{home}: the disk has under {_MIN_FREE_BYTES >> 20} MiB free; make room or use --home DIR"
+        )
 
 
 def _explain(home: Path, error: OSError) -> str:

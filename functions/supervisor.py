@@ -24,7 +24,9 @@ _STEADY_AFTER_S = 30.0
 class ChildProcess:
     """Supervises `python -m MODULE` until `stop`."""
 
-    def __init__(self, module: str, environ: Mapping[str, str], listener: socket.socket, grace_s: float) -> None:
+    def __init__(
+        self, module: str, environ: Mapping[str, str], listener: socket.socket, grace_s: float
+    ) -> None:
         self._module, self._environ, self._listener, self._grace_s = module, dict(environ), listener, grace_s
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
@@ -55,9 +57,17 @@ class ChildProcess:
 
     async def _start(self, parent_pipe: int) -> asyncio.subprocess.Process:
         descriptor = self._listener.fileno()
-        environ = self._environ | {"FAREBOX_LISTEN_FD": str(descriptor), "FAREBOX_PARENT_FD": str(parent_pipe)}
+        environ = self._environ | {
+            "FAREBOX_LISTEN_FD": str(descriptor),
+            "FAREBOX_PARENT_FD": str(parent_pipe),
+        }
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", self._module, env=environ, pass_fds=(descriptor, parent_pipe), start_new_session=True
+            sys.executable,
+            "-m",
+            self._module,
+            env=environ,
+            pass_fds=(descriptor, parent_pipe),
+            start_new_session=True,
         )
 
     async def stop(self) -> None:

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from access.seal import open_sealer
-
 from access.admin import ensure_admin_key
+from access.sealer import open_sealer
 from billing.close import close_and_post
 from catalog.builtin import builtin_files, sync_builtin
 from catalog.store import price_at
-from core.changes import forget_changes
-from core.clock import Clock, SystemClock
+from core.changes import forget_changes, last_seq
+from core.clock import Clock, SystemClock, minute_floor
 from core.database import Database, open_database
 from core.settings import Settings
 from functions.console.dependencies import ConsoleDependencies
@@ -61,7 +60,7 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
     sink = MeterSink(Relay(settings.journal_path, db, clock))
     tick = MinuteTick(
         clock,
-        sweep=lambda: _sweep_all(db, clock),
+        sweep=_Sweeper(db, clock).sweep,
         close=lambda: close_and_post(db, price_at, clock.now_ms(), settings.minute_lateness_s * 1000),
     )
     runtime = LocalRuntime(settings, db, clock)
@@ -81,18 +80,35 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
     return Control(settings, clock, db, sink, tick, runtime, console)
 
 
-def _sweep_all(db: Database, clock: Clock) -> int:
-    """Every endpoint minute that is due, in bounded transactions."""
-    total = 0
-    while True:
-        now_ms = clock.now_ms()
-        with db.begin() as connection:
+class _Sweeper:
+    """Sweeps the endpoint minutes, and knows when there cannot be any: same minute, nothing changed."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db, self._clock = db, clock
+        self._swept: tuple[int, int] | None = None
+
+    def sweep(self) -> int:
+        """Every endpoint minute that is due, in bounded transactions; returns how many."""
+        with self._db.read() as connection:
+            at = (minute_floor(self._clock.now_ms()), last_seq(connection))
+        if at == self._swept:
+            return 0
+        total = 0
+        while True:
+            written = self._sweep_some()
+            total += written
+            if written < MAX_PER_SWEEP:
+                self._swept = at
+                return total
+
+    def _sweep_some(self) -> int:
+        now_ms = self._clock.now_ms()
+        with self._db.begin() as connection:
             rows = endpoint_lives(connection, alive_after_ms=now_ms - _SWEEP_DELETED_MS)
-            lives = [
-                EndpointLife(r.id, r.org_id, r.project_id, r.model_id, r.created_ms, r.deleted_ms, r.name)
+            lives = (
+                EndpointLife(
+                    r.endpoint_id, r.org_id, r.project_id, r.model_id, r.created_ms, r.deleted_ms, r.name
+                )
                 for r in rows
-            ]
-            written = sweep(connection, lives, now_ms)
-        total += written
-        if written < MAX_PER_SWEEP:
-            return total
+            )
+            return sweep(connection, lives, now_ms)

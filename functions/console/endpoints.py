@@ -169,9 +169,7 @@ def get_logs(
         return PlainTextResponse(
             f"{found.model_id} runs on an attached server, {model.spec.engine.url}: look for its log there\n"
         )
-    return PlainTextResponse(
-        "".join(f"{line}\n" for line in deps.runtime.tail_log(found.deployment_id, lines))
-    )
+    return PlainTextResponse(deps.runtime.tail_log(found.deployment_id, lines))
 
 
 def _endpoint(

@@ -193,7 +193,9 @@ def _add_model_routes(app: FastAPI, gateway: Gateway, prefix: str) -> None:
             if not routes:
                 raise unknown_model("", endpoint_name)
         # A caller may use either name: the catalog's, or the endpoint's own.
-        models = {name: _model(name, route) for route in routes for name in (route.model_id, route.endpoint_name)}
+        models = {
+            name: _model(name, route) for route in routes for name in (route.model_id, route.endpoint_name)
+        }
         return _json({"object": "list", "data": list(models.values())})
 
     async def retrieve_model(request: Request) -> Response:

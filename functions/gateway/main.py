@@ -26,11 +26,12 @@ _ORPHAN_GRACE_S = 1.0
 def main() -> int:
     """Run until SIGTERM; exit status 0 after a clean drain, 1 when it could not start."""
     settings = load_settings(os.environ)
-    configure_logging("gateway", settings.log_level)
+    configure_logging("gateway", settings.log_level, str(settings.logs_path / "gateway.log"))
     try:
         uvloop.run(_serve(settings))
     except FareboxError as error:
         _log.error("the gateway cannot start: %s", error.message)
+        print(f"farebox gateway: {error.message}", file=sys.stderr)  # noqa: T201  also where the user looks
         return 1
     return 0
 

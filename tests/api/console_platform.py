@@ -46,8 +46,8 @@ class QuietRuntime:
     def status(self) -> Mapping[str, LiveStatus]:
         return self.live
 
-    def tail_log(self, deployment_id: str, lines: int) -> list[str]:
-        return [f"log of {deployment_id}", f"{lines} lines"]
+    def tail_log(self, deployment_id: str, lines: int) -> str:
+        return f"log of {deployment_id}\n{lines} lines\n"
 
 
 @dataclass
