@@ -12,12 +12,10 @@ CORPUS_FILE = Path(__file__).with_name("corpus.txt")
 _CAPITALS = {
     "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Portugal": "Lisbon",
     "England": "London", "Korea": "Seoul", "Japan": "Tokyo", "China": "Beijing", "Austria": "Vienna",
-    "Poland": "Warsaw", "Sweden": "Stockholm", "Norway": "Oslo", "Greece": "Athens", "Egypt": "Cairo",
 }  # fmt: skip
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 _OPPOSITES = {
     "hot": "cold", "big": "small", "fast": "slow", "up": "down", "day": "night", "left": "right",
-    "open": "closed", "old": "new", "light": "dark", "early": "late", "rich": "poor", "full": "empty",
 }  # fmt: skip
 _OPENINGS = ("Hi! {}", "Please tell me: {}", "Hello. {}", "I have a question. {}", "Quick question: {}")
 
@@ -56,8 +54,8 @@ def _parse(block: str) -> tuple[list[str], str]:
     answer = ""
     for line in block.splitlines():
         mark, _, rest = line.partition(":")
-        if mark == "Q":
-            questions.extend(part.strip() for part in rest.split(" | "))
+        if mark in ("Q", "Q!"):
+            questions.extend([part.strip() for part in rest.split(" | ")] * (3 if mark == "Q!" else 1))
         elif mark == "A" and not answer:
             answer = rest.strip()
         else:
@@ -68,28 +66,26 @@ def _parse(block: str) -> tuple[list[str], str]:
 
 
 def rephrase(question: str, draw: random.Random) -> str:
-    """The question as written (half of the time), as people type it in a hurry, or after an opening."""
+    """The question as written (mostly), as people type it in a hurry, or after an opening."""
     chance = draw.random()
-    if chance < 0.25:
+    if chance < 0.2:
         return question.lower().rstrip("?.!")
-    if chance < 0.5 and len(question.split()) > 2:
+    if chance < 0.4 and len(question.split()) > 2:
         return draw.choice(_OPENINGS).format(question)
     return question
 
 
 def _generated() -> list[Pair]:
-    """Pairs made by rule: capitals, opposites and sums of numbers from zero to ten."""
+    """Pairs made by rule: capitals, opposites and sums of numbers from one to four."""
     pairs: list[Pair] = []
     for country, city in _CAPITALS.items():
         answer = f"The capital of {country} is {city}."
         pairs.append(Pair(f"What is the capital of {country}?", answer))
-        pairs.append(Pair(f"Name the capital of {country}.", answer))
     for word, opposite in _OPPOSITES.items():
         answer = f"The opposite of {word} is {opposite}."
         pairs.append(Pair(f"What is the opposite of {word}?", answer))
-    for left in range(6):
-        for right in range(6):
+    for left in range(1, 5):
+        for right in range(1, 5):
             answer = f"{_NUMBERS[left].capitalize()} plus {_NUMBERS[right]} is {_NUMBERS[left + right]}."
             pairs.append(Pair(f"What is {left} + {right}?", answer))
-            pairs.append(Pair(f"What is {_NUMBERS[left]} plus {_NUMBERS[right]}?", answer))
     return pairs
