@@ -1,6 +1,7 @@
 """Organizations, projects and keys in SQL."""
 
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,16 @@ def test_a_first_start_cut_short_after_the_file_was_written_is_finished(db: Data
         assert ensure_admin_key(connection, path, NOW)
     assert path.read_text() == text
     assert status_of(db, path) == "ok"
+
+
+def test_of_several_who_take_a_name_at_the_same_time_one_gets_it(db: Database) -> None:
+    def create(_: int) -> bool:
+        try:
+            with db.begin() as connection:
+                store.create_organization(connection, "acme", NOW)
+        except Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(create, range(8))) == 1

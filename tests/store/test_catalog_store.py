@@ -1,5 +1,6 @@
 """Models and price versions in SQL."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,3 +165,20 @@ def test_a_builtin_file_that_was_damaged_is_named(db: Database, tmp_path: Path) 
     (tmp_path / "bad.yaml").write_text("id: a\ntusk: chat\n")
     with pytest.raises(Invalid, match=r"bad\.yaml: tusk \(line 2\)"), db.begin() as connection:
         sync_builtin(connection, builtin_files(tmp_path), NOW)
+
+
+def test_prices_changed_at_the_same_time_leave_one_version_per_start(db: Database) -> None:
+    with db.begin() as connection:
+        store.put_model(connection, SPEC, NOW)
+
+    def change(cost: int) -> None:
+        with db.begin() as connection:
+            store.put_model(connection, priced(cost), NOW)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(change, range(200, 212)))
+    with db.read() as connection:
+        versions = store.price_versions(connection, SPEC.id)
+        spec = store.get_model(connection, SPEC.id).spec
+    assert [version.starts_ms for version in versions] == [0, NEXT_MINUTE]
+    assert versions[1].unit_prices == spec.prices.by_sku()
