@@ -15,7 +15,7 @@ DONE_EVENT = b"data: [DONE]\n\n"
 WAITING_COMMENT = b": waiting\n\n"
 
 # A blank line. A CR at the very end may be half of a CRLF, so it is left for the next read (see `split`).
-_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r)(?:\r\n|\n|\r)")
+_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 

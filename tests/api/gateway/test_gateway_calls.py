@@ -159,7 +159,7 @@ async def test_the_async_client(gateway: RunningGateway) -> None:
 
 
 def test_models(gateway: RunningGateway, client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == [MODEL]
+    assert [model.id for model in client.models.list()] == [MODEL, ENDPOINT]
     assert client.models.retrieve(MODEL).id == MODEL
     assert client.models.retrieve(ENDPOINT).id == ENDPOINT
     with pytest.raises(openai.NotFoundError) as caught:
@@ -173,7 +173,7 @@ def test_below_the_endpoints_own_url(gateway: RunningGateway, engine: MockEngine
     base = f"{gateway.url}/endpoints/{ENDPOINT}/v1"
     for key in (ENDPOINT_KEY, PROJECT_KEY):
         client = openai.OpenAI(base_url=base, api_key=key, max_retries=0)
-        assert [model.id for model in client.models.list()] == [MODEL]
+        assert [model.id for model in client.models.list()] == [MODEL, ENDPOINT]
         for model in (MODEL, ENDPOINT):
             assert client.chat.completions.create(model=model, messages=MESSAGES).choices
         with pytest.raises(openai.NotFoundError):
