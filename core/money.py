@@ -31,7 +31,7 @@ def parse_usd(text: object, *, decimals: int) -> int:
     fraction = (match.group(2) or ".")[1:].rstrip("0")
     if len(fraction) > decimals:
         raise ValueError(f"expected at most {decimals} decimal places, got {len(fraction)} in {text!r}")
-    return int(match.group(1)) * 10**decimals + int(fraction.ljust(decimals, "0") or "0")
+    return int(match.group(1) + fraction.ljust(decimals, "0"))
 
 
 def pico_per_token(usd_per_million: object) -> int:

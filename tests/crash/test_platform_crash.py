@@ -1,12 +1,12 @@
 """The whole platform is killed at random moments while it serves: no answered call is lost, none is billed twice."""
 
+import http.client
 import json
 import os
 import random
 import signal
 import threading
 import time
-import urllib.error
 import urllib.request
 from decimal import Decimal
 from pathlib import Path
@@ -36,7 +36,7 @@ class Caller(threading.Thread):
         while not self._stop_event.is_set():
             try:
                 self._call()
-            except (OSError, urllib.error.URLError, ValueError):
+            except (OSError, http.client.HTTPException, ValueError):
                 time.sleep(0.02)
 
     def _call(self) -> None:
