@@ -5,6 +5,7 @@ from fastapi.security import HTTPBearer
 
 from functions.console import deployments, endpoints, invoices, keys, models, organizations, usage
 from functions.console.dependencies import ConsoleDependencies
+from functions.console.docs import install_docs
 from functions.console.middleware import MAX_BODY_BYTES, Edge
 from functions.console.problems import install_problems
 from functions.console.shapes import Problem
@@ -35,9 +36,8 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
         version="1",
         description=_DESCRIPTION,
         openapi_url="/api/openapi.json",
-        docs_url="/api/docs",
+        docs_url=None,  # the usual page is made by scripts from the internet
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
         # Only for the description: routes check the key themselves, before the body is read.
         dependencies=[Depends(HTTPBearer(auto_error=False))],
@@ -48,6 +48,7 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
     for group in groups:
         app.include_router(group.router)
     app.state.routes = [route for group in groups for route in group.router.routes]
+    install_docs(app)
     install_problems(app)
     app.add_middleware(Edge, max_body_bytes=min(deps.settings.max_body_bytes, MAX_BODY_BYTES))
     return app

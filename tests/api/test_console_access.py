@@ -214,7 +214,15 @@ def test_the_description_has_a_summary_and_an_answer_for_every_route(console: Co
             assert any(code in operation["responses"] for code in ("200", "201")), (method, path)
             assert operation["responses"]["422"]["content"], path
             assert operation["security"], path
-    assert console.client.get("/api/docs").status_code == 200
+
+
+def test_the_page_of_the_description_loads_nothing_from_elsewhere(console: ConsolePlatform) -> None:
+    del console.client.headers["authorization"]
+    answer = console.client.get("/api/docs")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert not re.search(r"https?://", answer.text)
 
 
 # --- organizations, projects, keys ----------------------------------------------------------------
