@@ -307,3 +307,23 @@ def test_storing_and_sweeping_while_minutes_close_loses_nothing(db: Database) ->
         "endpoint_minute": 60,
     }
     assert worlds[0].check_ledger() == preview.total_pico
+
+
+def test_a_minute_is_not_closed_when_it_cannot_be_posted(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(db)
+    world.store(event())
+    before = world.preview()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("killed between closing and posting")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("billing.close.post_minutes", fail)
+        with pytest.raises(RuntimeError):
+            world.close(T0 + 5 * MINUTE)
+    assert world.preview() == before
+    assert world.close(T0 + 5 * MINUTE) == 1
+    assert world.preview() == before
+    assert world.check_ledger() == before.total_pico
