@@ -39,14 +39,14 @@ def call(console: Console, receipt: Mapping[str, Any], usage: Any, prices: Mappi
         table.add_column(heading, justify="left" if not heading else "right")
     for sku, quantity in receipt["billed"].items():
         exact = quantity * Decimal(prices[sku]) / 1_000_000
-        table.add_row(sku, str(quantity), prices[sku], f"{exact:f}")
+        table.add_row(sku, str(quantity), prices[sku], f"{exact.normalize():f}")
     table.add_row(
         "[b]cost[/b]", str(usage.total_tokens), "", f"[b]{receipt['cost_usd']}[/b]", end_section=True
     )
     console.print(table)
     console.print(
         f"  the client was told: {usage.prompt_tokens} prompt + {usage.completion_tokens} completion tokens"
-        f"   status: {receipt['status']}   counted by: {receipt['usage_source']}"
+        f"\n  status: {receipt['status']}, counted by: {receipt['usage_source']}"
     )
 
 
@@ -54,27 +54,25 @@ def invoice(console: Console, preview: Mapping[str, Any], sums: Sequence[Sum]) -
     """The preview and the hand calculation side by side; True when the totals agree to the last digit."""
     by_hand = {(s.sku, s.what): s for s in sums}
     table = Table(title=f"\nInvoice preview, {preview['period_start'][:7]}", title_justify="left")
-    for heading in ("what", "of", "quantity", "US$ each", "US$ exact", "US$", "by hand"):
-        table.add_column(heading, justify="left" if heading in ("what", "of") else "right", no_wrap=True)
+    for heading in ("line", "quantity", "US$ exact", "US$", "by hand"):
+        table.add_column(heading, justify="left" if heading == "line" else "right", no_wrap=True)
     for line in preview["lines"]:
         what = line.get("model") or line.get("endpoint") or ""
         mine = by_hand.get((line["sku"], what))
         table.add_row(
-            line["sku"],
-            what,
+            f"{line['sku']}\n{what}",
             str(line["quantity"]),
-            line["unit_price_usd"],
             line["amount_usd"],
             line["rounded_usd"],
-            f"{mine.quantity} × {mine.unit_usd.normalize():f} = {mine.amount_usd.normalize():f}"
+            f"{mine.quantity} × {mine.unit_usd.normalize():f}\n= {mine.amount_usd.normalize():f}"
             if mine
             else "missing",
+            end_section=True,
         )
     exact, rounded = total_exact(sums), total_rounded(sums)
-    table.add_section()
     table.add_row(
-        "[b]total[/b]", "", "", "", f"[b]{preview['total_exact_usd']}[/b]", f"[b]{preview['total_usd']}[/b]",
-        f"[b]{exact.normalize():f}[/b]",
+        "[b]total[/b]", "", f"[b]{preview['total_exact_usd']}[/b]", f"[b]{preview['total_usd']}[/b]",
+        f"[b]= {exact.normalize():f}[/b]",
     )  # fmt: skip
     console.print(table)
     matches = Decimal(preview["total_exact_usd"]) == exact and Decimal(preview["total_usd"]) == rounded

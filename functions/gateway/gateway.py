@@ -21,6 +21,7 @@ from serving.model import Route
 
 _log = get_logger(__name__)
 _DRAIN_LOOK_EVERY_S = 0.05
+_SETTLE_S = 2.0
 
 
 class UsageJournal(Protocol):
@@ -84,9 +85,10 @@ class Gateway:
         self._tasks = [loop.create_task(self.lookups.run()), loop.create_task(self.activity.run())]
 
     async def stop(self) -> None:
-        """The reverse. The journal stays open: who opened it closes it."""
+        """The reverse. The journal stays open: who opened it closes it, so calls cut now are settled first."""
         self.draining = True
         await self.waiting.close()
+        await self._until_idle(_SETTLE_S)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -99,8 +101,11 @@ class Gateway:
     async def drain(self) -> bool:
         """Take no new calls and wait for those in flight, at most `drain_grace_s`; True when none is left."""
         self.draining = True
+        return await self._until_idle(self.settings.drain_grace_s)
+
+    async def _until_idle(self, at_most_s: float) -> bool:
         loop = asyncio.get_running_loop()
-        end = loop.time() + self.settings.drain_grace_s
+        end = loop.time() + at_most_s
         while self.in_flight and loop.time() < end:  # noqa: ASYNC110  # rare, and a counter is all the path has
             await asyncio.sleep(_DRAIN_LOOK_EVERY_S)
         return not self.in_flight
