@@ -39,7 +39,6 @@ check: $(DEV_STAMP) ## ruff, mypy strict, import-linter, the repository's own te
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy -p farebox
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/repo
 

@@ -53,7 +53,11 @@ def open_database(url: str, *, pool_size: int = 5) -> Database:
     """Open `sqlite:///FILE` or `postgresql+psycopg://…`; nothing is created or migrated here."""
     if url.startswith("sqlite"):
         engine = create_engine(
-            url, poolclass=QueuePool, pool_size=pool_size, max_overflow=5, connect_args={"check_same_thread": False}
+            url,
+            poolclass=QueuePool,
+            pool_size=pool_size,
+            max_overflow=5,
+            connect_args={"check_same_thread": False},
         )
         _configure_sqlite(engine)
     else:

@@ -1,13 +1,13 @@
 """One tree of expected failures; everything else is a bug and shows only the request id.
 
-    FareboxError
-    ├── BadRequest 400          ├── PaymentRequired 402
-    │   └── Invalid 422         ├── RateLimited 429
-    ├── Unauthenticated 401     ├── Unavailable 503
-    ├── Forbidden 403           │   └── JournalFull 503
-    ├── NotFound 404            ├── UpstreamFailed 502
-    ├── Conflict 409            └── Timeout 504
-    └── TooLarge 413
+FareboxError
+├── BadRequest 400          ├── PaymentRequired 402
+│   └── Invalid 422         ├── RateLimited 429
+├── Unauthenticated 401     ├── Unavailable 503
+├── Forbidden 403           │   └── JournalFull 503
+├── NotFound 404            ├── UpstreamFailed 502
+├── Conflict 409            └── Timeout 504
+└── TooLarge 413
 """
 
 from collections.abc import Mapping

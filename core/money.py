@@ -22,12 +22,12 @@ def parse_usd(text: object, *, decimals: int) -> int:
     `decimals` places and nine digits before the point: no float, sign, exponent, currency sign or blank.
     """
     if not isinstance(text, str):
-        raise ValueError(f"expected a decimal in quotes such as \"0.15\", got {type(text).__name__} {text!r}")
+        raise ValueError(f'expected a decimal in quotes such as "0.15", got {type(text).__name__} {text!r}')
     if text.startswith("-"):
         raise ValueError(f"expected zero or more, got {text!r}")
     match = _DECIMAL.fullmatch(text)
     if match is None:
-        raise ValueError(f"expected a plain decimal such as \"0.15\", got {text!r}")
+        raise ValueError(f'expected a plain decimal such as "0.15", got {text!r}')
     fraction = (match.group(2) or ".")[1:].rstrip("0")
     if len(fraction) > decimals:
         raise ValueError(f"expected at most {decimals} decimal places, got {len(fraction)} in {text!r}")
@@ -72,7 +72,9 @@ def format_cents(cents: int) -> str:
 
 def split_largest_remainder(total: int, weights: Sequence[int]) -> list[int]:
     """`total` split in proportion to `weights`, summing to it exactly; ties go to the earlier part."""
-    assert weights and all(w >= 0 for w in weights) and sum(weights) > 0, "weights: not negative, not all zero"
+    assert weights and all(w >= 0 for w in weights) and sum(weights) > 0, (
+        "weights: not negative, not all zero"
+    )
     whole = sum(weights)
     sign = -1 if total < 0 else 1
     parts = [abs(total) * w // whole for w in weights]

@@ -105,6 +105,8 @@ def settings_environment(settings: Settings) -> dict[str, str]:
 def _convert(variable: str, text: str, kind: object) -> object:
     if kind in (int, "int"):
         if not text.isascii() or not text.isdigit():
-            raise Invalid(f"{variable}: expected a whole number of zero or more, got {text!r}", param=variable)
+            raise Invalid(
+                f"{variable}: expected a whole number of zero or more, got {text!r}", param=variable
+            )
         return int(text)
     return text

@@ -49,7 +49,9 @@ class Platform:
     def cli(self, *arguments: str, ok: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
         """One `farebox` command with the admin key, as a user types it."""
         variables = self.environ | {"FAREBOX_URL": self.url, "FAREBOX_API_KEY": self.admin_key} | environ
-        run = subprocess.run([FAREBOX, *arguments], capture_output=True, text=True, env=variables, timeout=120)
+        run = subprocess.run(
+            [FAREBOX, *arguments], capture_output=True, text=True, env=variables, timeout=120
+        )
         assert not ok or run.returncode == 0, f"{arguments}: {run.stdout}{run.stderr}"
         return run
 
@@ -87,7 +89,9 @@ def await_ready(platform: Platform, timeout: float = 30) -> None:
             urllib.request.urlopen(platform.url + "/readyz", timeout=2).close()
             return
         time.sleep(0.05)
-    raise AssertionError("not ready in time: " + (platform.home / "logs" / "platform.log").read_text()[-3000:])
+    raise AssertionError(
+        "not ready in time: " + (platform.home / "logs" / "platform.log").read_text()[-3000:]
+    )
 
 
 @contextmanager
@@ -106,9 +110,16 @@ def running(home: Path, **settings: str) -> Iterator[Platform]:
     assert not alive, f"left behind: {alive}"
 
 
-def external_model(url: str, model_id: str = "acme/mock-chat", prices: Mapping[str, str] | None = None) -> str:
+def external_model(
+    url: str, model_id: str = "acme/mock-chat", prices: Mapping[str, str] | None = None
+) -> str:
     """The YAML of a model served by an attached server."""
-    listed = prices or {"input": "0.15", "cached_input": "0.075", "output": "0.60", "endpoint_minute": "0.0005"}
+    listed = prices or {
+        "input": "0.15",
+        "cached_input": "0.075",
+        "output": "0.60",
+        "endpoint_minute": "0.0005",
+    }
     quoted = ", ".join(f'{sku}: "{price}"' for sku, price in listed.items())
     return (
         f"id: {model_id}\ntask: chat\ncontext_length: 8192\n"

@@ -44,7 +44,9 @@ def test_python_lists_chats_streams_and_embeds(platform: platforms.Platform, key
     with openai.OpenAI(base_url=platform.url + "/v1", api_key=key, max_retries=0) as ai:
         assert {m.id for m in ai.models.list()} >= {MODEL, "my-chat"}
         assert ai.models.retrieve("my-chat").id == "my-chat"
-        plain = ai.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "one two three"}])
+        plain = ai.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "one two three"}]
+        )
         assert plain.choices[0].message.content
         assert plain.usage is not None and plain.usage.completion_tokens == 4
         stream = ai.chat.completions.create(
@@ -78,7 +80,9 @@ def node_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy with its one dependency installed, from the lock file."""
     folder = tmp_path_factory.mktemp("node")
     shutil.copytree(NODE_PROJECT, folder, dirs_exist_ok=True)
-    subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, capture_output=True, timeout=110)
+    subprocess.run(
+        ["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, capture_output=True, timeout=110
+    )
     return folder
 
 

@@ -24,7 +24,11 @@ def test_the_quickstart_runs_as_printed(tmp_path: Path) -> None:
         # The page names port 9100; the test's model server listens where there is room.
         script = "set -euo pipefail\n" + "\n".join(_blocks()).replace("http://127.0.0.1:9100", engine.url)
         path = f"{platforms.FAREBOX.parent}:{os.environ['PATH']}"
-        environ = platform.environ | {"FAREBOX_URL": platform.url, "FAREBOX_HOME": str(platform.home), "PATH": path}
+        environ = platform.environ | {
+            "FAREBOX_URL": platform.url,
+            "FAREBOX_HOME": str(platform.home),
+            "PATH": path,
+        }
         run = subprocess.run(
             ["bash", "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100
         )

@@ -40,7 +40,10 @@ class Caller(threading.Thread):
                 time.sleep(0.02)
 
     def _call(self) -> None:
-        body: dict[str, Any] = {"model": "my-chat", "messages": [{"role": "user", "content": "one two three"}]}
+        body: dict[str, Any] = {
+            "model": "my-chat",
+            "messages": [{"role": "user", "content": "one two three"}],
+        }
         if self._stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
@@ -121,5 +124,7 @@ def _assert_exact(platform: platforms.Platform, completed: dict[str, int]) -> No
         assert by_id[request_id]["status"] == "completed"
     billed = [receipt for receipt in receipts if receipt["status"] != "error"]
     expected = sum((Decimal(receipt["cost_usd"]) for receipt in billed), Decimal(0))
-    tokens = sum((Decimal(x["amount_usd"]) for x in preview["lines"] if x["sku"] != "endpoint_minute"), Decimal(0))
+    tokens = sum(
+        (Decimal(x["amount_usd"]) for x in preview["lines"] if x["sku"] != "endpoint_minute"), Decimal(0)
+    )
     assert tokens == expected, "the preview is not the sum of its receipts"

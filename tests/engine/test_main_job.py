@@ -36,11 +36,16 @@ def shared() -> dict[str, str]:
     """Where the engine and the sample model are, made if need be."""
     settings = load_settings(os.environ)
     ensure_engine_and_model(Console(stderr=True), settings)
-    return {"FAREBOX_ENGINES_DIR": str(settings.engines_path), "FAREBOX_MODELS_DIR": str(settings.models_path)}
+    return {
+        "FAREBOX_ENGINES_DIR": str(settings.engines_path),
+        "FAREBOX_MODELS_DIR": str(settings.models_path),
+    }
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory, shared: dict[str, str]) -> Iterator[platforms.Platform]:
+def platform(
+    tmp_path_factory: pytest.TempPathFactory, shared: dict[str, str]
+) -> Iterator[platforms.Platform]:
     home = tmp_path_factory.mktemp("home")
     with platforms.running(home, FAREBOX_SCALE_TO_ZERO_AFTER_S=str(IDLE_S), **shared) as platform:
         with platform.client() as client:
@@ -64,12 +69,16 @@ def _engine_pids(platform: platforms.Platform) -> list[psutil.Process]:
 
 def _engine_counter(client: farebox.Client, name: str) -> int:
     """A counter of the engine's own Prometheus page."""
-    url = next(r["url"] for d in client.deployments.list() for r in d["replicas"] if r.get("state") == "ready")
+    url = next(
+        r["url"] for d in client.deployments.list() for r in d["replicas"] if r.get("state") == "ready"
+    )
     page = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()
     return round(sum(float(value) for value in re.findall(rf"^{name}{{[^}}]*}} (\S+)$", page, re.MULTILINE)))
 
 
-def test_first_call_starts_the_engine_and_is_answered(platform: platforms.Platform, ai: openai.OpenAI) -> None:
+def test_first_call_starts_the_engine_and_is_answered(
+    platform: platforms.Platform, ai: openai.OpenAI
+) -> None:
     assert _engine_pids(platform) == [], "no engine runs before the first call"
     raw = ai.chat.completions.with_raw_response.create(
         model="sample", messages=MESSAGES, max_tokens=24, temperature=0, stream=True,
@@ -95,7 +104,9 @@ def test_plain_calls_completions_and_models(platform: platforms.Platform, ai: op
     completion = ai.completions.create(model="sample", prompt="Farebox is", max_tokens=8)
     assert completion.usage is not None and completion._request_id is not None
     with platform.client() as client:
-        assert client.receipts.get(plain._request_id or "")["usage"]["output"] == plain.usage.completion_tokens
+        assert (
+            client.receipts.get(plain._request_id or "")["usage"]["output"] == plain.usage.completion_tokens
+        )
         assert client.receipts.get(completion._request_id)["operation"] == "completions"
 
 
@@ -179,7 +190,9 @@ def test_idle_engine_is_stopped_and_wakes_again(platform: platforms.Platform, ai
     assert answer.usage is not None and answer.usage.completion_tokens > 0
 
 
-def test_logs_hold_the_engines_words_and_not_the_callers(platform: platforms.Platform, ai: openai.OpenAI) -> None:
+def test_logs_hold_the_engines_words_and_not_the_callers(
+    platform: platforms.Platform, ai: openai.OpenAI
+) -> None:
     secret = "the weather in Ouagadougou"
     ai.chat.completions.create(model="sample", messages=[{"role": "user", "content": secret}], max_tokens=4)
     with platform.client() as client:
