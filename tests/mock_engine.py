@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 Json = dict[str, Any]
 
@@ -70,7 +71,7 @@ class Seen:
     """What the engine saw of one request and did with it."""
 
     path: str
-    headers: dict[str, str]
+    headers: CIMultiDict[str]
     raw: bytes
     body: Json
     at: float = field(default_factory=time.monotonic)
@@ -162,7 +163,7 @@ class MockEngine:
     async def _open(self, request: web.Request) -> tuple[Seen, Behaviour, web.StreamResponse | None]:
         raw = await request.read()
         behaviour = self.script.popleft() if self.script else self.default
-        seen = Seen(request.path, dict(request.headers), raw, json.loads(raw))
+        seen = Seen(request.path, request.headers.copy(), raw, json.loads(raw))
         words = len(_prompt_text(seen.body).split())
         seen.prompt_tokens = words if behaviour.prompt_tokens is None else behaviour.prompt_tokens
         self.seen.append(seen)
