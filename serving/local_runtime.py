@@ -75,16 +75,14 @@ class LocalRuntime:
         return await self._supervisor(deployment_id).wake(wait_ms)
 
     def report_activity(self, activity: Mapping[str, Mapping[str, int]]) -> None:
-        """What changed: `{deployment id: {"in_flight": calls now, "last_ms": the newest call's instant}}`."""
+        """`{deployment id: {"in_flight": calls now, "last_ms": the newest call's instant}}`.
+
+        Told of what changed, and every second of deployments with calls in flight.
+        """
         for deployment_id, calls in activity.items():
             found = self._supervisors.get(deployment_id)
             if found is not None:
                 found.report(calls.get("in_flight", 0), calls.get("last_ms", 0))
-
-    def gateway_restarted(self) -> None:
-        """Forget the calls in flight: they died with the gateway, which will not report their end."""
-        for supervisor in self._supervisors.values():
-            supervisor.forget_calls()
 
     # --- asked by the console -------------------------------------------------------------------
 
@@ -100,8 +98,10 @@ class LocalRuntime:
             found = self._around.log_of(run.id).tail(lines)
             if found:
                 return "\n".join(found) + "\n"
-            if run.reason:
-                return run.reason + "\n"
+            supervisor = self._supervisors.get(deployment_id)
+            phase = supervisor.live_status().phase if supervisor and run.state == "starting" else ""
+            if run.reason or phase:
+                return (run.reason or phase) + "\n"
         return ""
 
     # --- called by the process ------------------------------------------------------------------
@@ -114,6 +114,8 @@ class LocalRuntime:
                 await self._look()
             except (SQLAlchemyError, OSError, Unavailable) as error:
                 _log.warning("the runtime cannot use the database", extra={"reason": str(error)[:300]})
+            except Exception:  # a bug here must not end the platform, and with it every server
+                _log.exception("the runtime's look around failed")
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def recovered(self) -> None:

@@ -31,6 +31,7 @@ class Timing:
     start_timeout: int
     scale_to_zero_after: int
     drain_grace: int = 30_000  # calls in flight to a deployment without endpoints get this long
+    report_lasts: int = 15_000  # the gateway repeats calls in flight each second; silent for so long, it died
     idle_after: int = 30_000  # shown as idle after this long without calls
     poll: int = 200  # between health checks while starting
     tick: int = 500  # between looks at a ready server

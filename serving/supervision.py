@@ -59,6 +59,7 @@ class Supervisor:
         self._called = False  # somebody called since a stop began
         self._unused = False  # no endpoint stands before it
         self._in_flight = 0
+        self._reported_at = 0
         self._last_call_ms: int | None = None
         self._active_at = around.clock.monotonic_ms()
         self._ready_at = 0
@@ -78,14 +79,15 @@ class Supervisor:
         timing, now_ms = self._around.timing, self._around.clock.now_ms()
         quiet = self._around.clock.monotonic_ms() - self._active_at
         state, stops_ms = self._state, None
-        if state in ("ready", "idle") and not self._in_flight:
+        calls = self._calls()
+        if state in ("ready", "idle") and not calls:
             stops_ms = now_ms + max(0, timing.scale_to_zero_after - quiet)
             if quiet >= min(timing.idle_after, timing.scale_to_zero_after):
                 state = "idle"
         return LiveStatus(
             deployment_id=self.deployment_id,
             state=state,
-            in_flight=self._in_flight,
+            in_flight=calls,
             last_call_ms=self._last_call_ms,
             stops_ms=stops_ms,
             retry_ms=now_ms + self._until_retry() if state == "failed" else None,
@@ -144,10 +146,12 @@ class Supervisor:
                 self._called = True
                 self._poke.set()
         self._in_flight, self._last_call_ms = in_flight, last_ms
+        self._reported_at = self._around.clock.monotonic_ms()
 
-    def forget_calls(self) -> None:
-        """The gateway died, and its calls with it."""
-        self._in_flight = 0
+    def _calls(self) -> int:
+        """Calls in flight. Those of a gateway that died end with it, and nobody reports that."""
+        fresh = self._around.clock.monotonic_ms() - self._reported_at < self._around.timing.report_lasts
+        return self._in_flight if fresh else 0
 
     def set_unused(self, unused: bool) -> None:
         """Whether no endpoint stands before the deployment: then its server is stopped soon."""
@@ -323,8 +327,8 @@ class Supervisor:
         if self._stop_reason:
             return True
         if self._unused:
-            return self._in_flight == 0 or quiet >= self._around.timing.drain_grace
-        return self._in_flight == 0 and quiet >= self._around.timing.scale_to_zero_after
+            return self._calls() == 0 or quiet >= self._around.timing.drain_grace
+        return self._calls() == 0 and quiet >= self._around.timing.scale_to_zero_after
 
     async def _stop_server(self, run: Run) -> bool:
         """Stop it, unless somebody calls while the gateway is being told; True when it is stopped."""
@@ -338,7 +342,7 @@ class Supervisor:
             if left <= 0:
                 break
             await self._pause(min(left, self._around.timing.tick))
-        if (self._called or (self._in_flight and not self._unused)) and not self._stop_reason:
+        if (self._called or (self._calls() and not self._unused)) and not self._stop_reason:
             await run.save(state="ready", phase="")
             self._called = False
             self._set("ready")

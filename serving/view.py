@@ -1,6 +1,7 @@
 """Deployments as people see them: the table's runs, with what the runtime knows better laid over."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sqlalchemy import Connection
 
@@ -35,6 +36,8 @@ def view_deployments(connection: Connection, live: Mapping[str, LiveStatus]) -> 
 
 def _view(connection: Connection, deployment: Deployment, live: LiveStatus | None) -> DeploymentView:
     replicas = tuple(store.list_replicas(connection, deployment.id))
+    if live is not None and live.phase and replicas and replicas[0].state == "starting":
+        replicas = (replace(replicas[0], phase=live.phase), *replicas[1:])  # the table hears of few phases
     model = find_model(connection, deployment.model_id, include_removed=True)
     external = model is not None and model.spec.external
     failed = next((replica for replica in replicas if replica.state == "failed"), None)

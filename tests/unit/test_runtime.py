@@ -126,12 +126,12 @@ async def test_idle_server_is_stopped_and_wakes_again(world: World) -> None:
 
 
 async def test_calls_keep_a_server_up(world: World) -> None:
-    endpoint, runtime = world.endpoint(), world.runtime(scale_to_zero_after=300)
+    endpoint, runtime = world.endpoint(), world.runtime(scale_to_zero_after=300, report_lasts=1_500)
     await runtime.wake(endpoint.deployment_id, 10_000)
     runtime.report_activity({endpoint.deployment_id: {"in_flight": 1, "last_ms": world.clock.now_ms()}})
     await asyncio.sleep(0.9)
     assert _state(runtime, endpoint.deployment_id) == "ready", "a long stream is a call, however quiet"
-    runtime.gateway_restarted()
+    assert runtime.status()[endpoint.deployment_id].in_flight == 1
     await until(lambda: _state(runtime, endpoint.deployment_id) == "stopped", "its calls died with the gateway")
 
 
@@ -322,6 +322,10 @@ async def test_preparations_are_shown_and_can_be_stopped(world: World) -> None:
     live = runtime.status()[endpoint.deployment_id]
     assert live.state == "starting"
     assert live.phase.startswith("building the sample model: step")
+    assert runtime.tail_log(endpoint.deployment_id, 5).startswith("building the sample model: step")
+    with world.db.read() as connection:
+        view = view_deployment(connection, endpoint.deployment_id, runtime.status())
+    assert view.replicas[0].phase.startswith("building the sample model: step")
     began = time.monotonic()
     await runtime.stop_all()
     assert time.monotonic() - began < 2, "not the twenty seconds that it takes"
