@@ -138,7 +138,7 @@ def _add_metered_route(app: FastAPI, prefix: str, path: str, operation: Operatio
         tags=["endpoint" if prefix else "models"],
         response_class=Response,
         responses=openapi.error_responses(),
-        openapi_extra=openapi.metered_route(operation, model_required=not prefix),
+        openapi_extra=openapi.metered_route(prefix + path, operation, model_required=not prefix),
     )
 
 
@@ -177,7 +177,6 @@ def _add_model_routes(app: FastAPI, gateway: Gateway, prefix: str) -> None:
     name = "endpoint_" if prefix else ""
     documented: dict[str, Any] = {
         "tags": ["endpoint" if prefix else "models"],
-        "openapi_extra": {"security": openapi.SECURITY},
         "responses": {
             status: text for status, text in openapi.error_responses().items() if status in (401, 404)
         },
@@ -217,6 +216,10 @@ def _add_model_routes(app: FastAPI, gateway: Gateway, prefix: str) -> None:
             methods=["GET"],
             operation_id=name + operation,
             summary=summary,
+            openapi_extra={
+                "security": openapi.SECURITY,
+                "parameters": openapi.path_parameters(prefix + path),
+            },
             **documented,
         )
         app.add_api_route(prefix + path, serve, methods=["HEAD"], include_in_schema=False)

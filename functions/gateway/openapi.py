@@ -1,5 +1,6 @@
 """How the metered routes look in the OpenAPI document; bodies are read by `wire/openai`, not by these."""
 
+import re
 from typing import Any
 
 from wire.openai import MAX_CHOICES, MAX_MODEL_NAME, Operation
@@ -17,6 +18,7 @@ SECURITY_SCHEMES: Json = {
     },
 }
 
+_PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
 _STRING: Json = {"type": "string"}
 _INTEGER: Json = {"type": "integer", "minimum": 0}
 _NUMBER: Json = {"type": "number"}
@@ -100,12 +102,19 @@ def error_responses() -> dict[int | str, Json]:
     return {status: {"description": text, "content": content} for status, text in _ERRORS.items()}
 
 
+def path_parameters(path: str) -> list[Json]:
+    """The `{…}` of a path; FastAPI cannot know them, because the handlers take the request as it is."""
+    return [
+        {"name": name, "in": "path", "required": True, "schema": _STRING} for name in _PARAMETER.findall(path)
+    ]
+
+
 def summary(operation: Operation) -> str:
     """One line on what a metered route does."""
     return _SUMMARIES[operation]
 
 
-def metered_route(operation: Operation, *, model_required: bool) -> Json:
+def metered_route(path: str, operation: Operation, *, model_required: bool) -> Json:
     """What is added to the document for one metered route: its body, its answers, its keys."""
     required, properties = _BODIES[operation]
     schema = {
@@ -120,5 +129,6 @@ def metered_route(operation: Operation, *, model_required: bool) -> Json:
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
         "responses": {"200": {"description": "The answer, in OpenAI's format", "content": content}},
+        "parameters": path_parameters(path),
         "security": SECURITY,
     }

@@ -1,6 +1,7 @@
 """The routes beside the calls: health, documentation, wrong paths, and the way to the control process."""
 
 import http.client
+import re
 import subprocess
 import sys
 
@@ -45,6 +46,10 @@ def test_the_openapi_document(gateway: RunningGateway) -> None:
             assert {"200", "400", "401", "404", "503"} <= set(operation["responses"])
             assert operation["security"]
     assert {"/v1/models", "/v1/models/{model}", "/healthz", "/readyz"} <= set(document["paths"])
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            named = {parameter["name"] for parameter in operation.get("parameters", [])}
+            assert named == set(re.findall(r"\{(\w+)\}", path))
     operations = [o for item in document["paths"].values() for o in item.values()]
     assert len({o["operationId"] for o in operations}) == len(operations)
     assert "bearer" in document["components"]["securitySchemes"]
