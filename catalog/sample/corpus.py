@@ -10,13 +10,14 @@ from pathlib import Path
 CORPUS_FILE = Path(__file__).with_name("corpus.txt")
 
 _CAPITALS = {
-    "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Portugal": "Lisbon",
-    "England": "London", "Korea": "Seoul", "Japan": "Tokyo", "China": "Beijing", "Austria": "Vienna",
-}  # fmt: skip
+    "France": "Paris",
+    "Germany": "Berlin",
+    "Italy": "Rome",
+    "Spain": "Madrid",
+    "Korea": "Seoul",
+    "Japan": "Tokyo",
+}
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
-_OPPOSITES = {
-    "hot": "cold", "big": "small", "fast": "slow", "up": "down", "day": "night", "left": "right",
-}  # fmt: skip
 _OPENINGS = ("Hi! {}", "Please tell me: {}", "Hello. {}", "I have a question. {}", "Quick question: {}")
 
 
@@ -76,14 +77,12 @@ def rephrase(question: str, draw: random.Random) -> str:
 
 
 def _generated() -> list[Pair]:
-    """Pairs made by rule: capitals, opposites and sums of numbers from one to four."""
+    """Pairs made by rule: capitals and sums of numbers from one to four."""
     pairs: list[Pair] = []
     for country, city in _CAPITALS.items():
         answer = f"The capital of {country} is {city}."
         pairs.append(Pair(f"What is the capital of {country}?", answer))
-    for word, opposite in _OPPOSITES.items():
-        answer = f"The opposite of {word} is {opposite}."
-        pairs.append(Pair(f"What is the opposite of {word}?", answer))
+        pairs.append(Pair(f"Name the capital of {country}.", answer))
     for left in range(1, 5):
         for right in range(1, 5):
             answer = f"{_NUMBERS[left].capitalize()} plus {_NUMBERS[right]} is {_NUMBERS[left + right]}."
