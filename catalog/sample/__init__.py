@@ -45,7 +45,7 @@ def is_built(models_dir: Path) -> bool:
 
 
 def build(engine_python: Path, models_dir: Path, progress: Callable[[str, int, int], None]) -> Path:
-    """Builds the model unless it is built; returns its directory. About 45 s on two cores.
+    """Builds the model unless it is built; returns its directory. About a minute on two cores.
 
     `progress(step, done, total)` is called as the steps `tokenizer`, `train` and `write` go on. Raises
     SampleBuildError; then nothing half-made is left.
