@@ -154,6 +154,8 @@ class Run:
 
         await asyncio.to_thread(launch.prepare, report)
         check_stop()
+        # Again: what was prepared may change the command (a model's folder that was not there before).
+        launch = self.launch = await asyncio.to_thread(self._around.launcher, spec, port)
         await self._reserve(launch)
         phase("starting the server")
         try:
