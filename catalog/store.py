@@ -120,6 +120,17 @@ def price_versions(connection: Connection, model_id: str) -> list[PriceVersion]:
     return [_price(row) for row in rows]
 
 
+def recent_prices(connection: Connection, model_id: str, limit: int = 4) -> list[PriceVersion]:
+    """The newest versions, oldest first: the one in force, and those that have not begun (rarely over one)."""
+    rows = connection.execute(
+        select(model_prices)
+        .where(model_prices.c.model_id == model_id)
+        .order_by(model_prices.c.starts_ms.desc())
+        .limit(limit)
+    ).all()
+    return [_price(row) for row in reversed(rows)]
+
+
 def get_price_version(connection: Connection, version_id: str) -> PriceVersion | None:
     """The version with that id."""
     row = connection.execute(select(model_prices).where(model_prices.c.id == version_id)).first()

@@ -1,5 +1,6 @@
 """Endpoints, deployments, replicas, and what the gateway must know to send a call to a model server."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +13,14 @@ EndpointState = Literal["Creating", "Online", "Suspended", "Deleting", "Deleted"
 WakeState = Literal["starting", "ready", "failed"]
 
 LIVE_REPLICA_STATES: tuple[ReplicaState, ...] = ("starting", "ready", "stopping")
+
+
+@dataclass(frozen=True, slots=True)
+class Tariff:
+    """Pico-dollars per unit by SKU, from an instant on until the next tariff."""
+
+    starts_ms: int
+    unit_prices: Mapping[str, int] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,15 @@ class Route:
     continuous_usage: bool  # the server understands vLLM's stream_options.continuous_usage_stats
     upstream_key_env: str  # name of the environment variable with the attached server's API key, or ""
     urls: tuple[str, ...]
+    tariffs: tuple[Tariff, ...] = ()  # oldest first: in force when it was resolved, and those already decided
+
+    def unit_prices(self, at_ms: int) -> Mapping[str, int]:
+        """Pico-dollars per unit by SKU at an instant; right across a price change, so a route need not expire."""
+        found: Mapping[str, int] = {}
+        for tariff in self.tariffs:
+            if tariff.starts_ms <= at_ms:
+                found = tariff.unit_prices
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,14 @@
 """Endpoints, routes and replicas in both databases."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
 from catalog.model import Engine, ModelSpec, Prices
 from catalog.store import put_model
 from core.changes import read_changes
+from core.clock import MINUTE_MS, minute_floor
 from core.database import Database
 from core.errors import Conflict, NotFound
 from serving import store
@@ -207,6 +209,20 @@ def test_a_saved_replica_reaches_readers_and_the_change_feed(filled: Database) -
         assert (change.kind, change.ref) == ("deployment", made.deployment_id)
         assert store.list_replicas(connection, made.deployment_id) == [replica]
         assert store.measured_starts(connection, made.deployment_id) == [500]
+
+
+def test_a_route_knows_its_prices_across_a_change(filled: Database) -> None:
+    _create(filled, "chat")
+    before = CHAT.prices.by_sku()
+    dearer = replace(CHAT, prices=replace(CHAT.prices, output=(CHAT.prices.output or 0) + 7))
+    with filled.begin() as connection:
+        put_model(connection, dearer, NOW)
+    with filled.read() as connection:
+        route = resolve(connection, "chat", project_id="proj_1")
+    assert route is not None
+    change_ms = minute_floor(NOW) + MINUTE_MS
+    assert route.unit_prices(NOW) == route.unit_prices(change_ms - 1) == before
+    assert route.unit_prices(change_ms) == dearer.prices.by_sku()
 
 
 def test_old_runs_are_forgotten_but_never_living_ones(filled: Database) -> None:
