@@ -62,7 +62,11 @@ def _run(console: Console, settings: Settings, *, once: bool) -> int:
         if once or not matches:
             return 0 if matches else 1
         report.how_to_go_on(console, platform.url, key, ENDPOINT)
-        return platform.wait()
+        try:
+            return platform.wait()
+        except KeyboardInterrupt:  # the asked-for end, so no failure
+            console.print("\nStopping.")
+            return 0
 
 
 def _ensure_customer(console: Console, client: farebox.Client, settings: Settings) -> str:

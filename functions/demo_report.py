@@ -95,6 +95,6 @@ def how_to_go_on(console: Console, url: str, key: str, model: str) -> None:
         markup=False,
         soft_wrap=True,
     )
-    console.print(f"API documents   {url}/docs (calls)   {url}/api/docs (management)")
+    console.print(f"API documents   {url}/docs (calls)   {url}/api/docs (management)", soft_wrap=True)
     console.print("Command line    .venv/bin/farebox --help")
     console.print("\nServing until Ctrl-C.")

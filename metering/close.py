@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, case, func, insert, select, un
 
 from core.clock import MINUTE_MS, minute_floor
 from metering.ingest import digest
-from metering.model import TOKEN_SKUS
+from metering.model import CALL_SKUS
 from metering.records import ENDPOINT_MINUTE_SKU, ClosedMinute
 from metering.store import first_open_minute, lock_first_open_minute, set_first_open_minute
 from metering.tables import endpoint_minutes, usage_events, usage_minutes
@@ -96,6 +96,7 @@ def _aggregate(conn: Connection, start: int, end: int, org_id: str | None) -> li
             billed(table.c.cached_input).label("cached_input"),
             billed(table.c.output).label("output"),
             billed(table.c.reasoning).label("reasoning"),
+            billed(audio_seconds()).label("audio_second"),
         )
         .where(table.c.billing_minute_ms >= start, table.c.billing_minute_ms < end)
         .group_by(*key)
@@ -116,6 +117,11 @@ def minute_id(key: Sequence[object]) -> str:
     return f"usage/{stamp(int(str(key[0])))}/{digest(chr(0).join(map(str, key)).encode())}"
 
 
+def audio_seconds() -> ColumnElement[int]:
+    """Each call's seconds of audio, rounded up: as `Usage.billable` has it."""
+    return (usage_events.c.audio_ms + 999) // 1000
+
+
 def _usage_minute(row: Mapping[str, Any]) -> ClosedMinute:
     return ClosedMinute(
         id=row["id"],
@@ -127,7 +133,7 @@ def _usage_minute(row: Mapping[str, Any]) -> ClosedMinute:
         key_id=row["key_id"],
         endpoint_id=row["endpoint_id"],
         model_id=row["model_id"],
-        quantities={sku: row[sku] for sku in TOKEN_SKUS},
+        quantities={sku: row[sku] for sku in CALL_SKUS},
     )
 
 

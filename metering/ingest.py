@@ -82,7 +82,7 @@ def _check(event: UsageEvent, event_id: str, time_ms: int, subject: str) -> None
     if not 0 <= event.http_status <= 999:
         raise Invalid(f"{event.http_status} is no HTTP status", param="data.http_status")
     usage = event.usage
-    for name in ("input", "cached_input", "output", "reasoning"):
+    for name in ("input", "cached_input", "output", "reasoning", "audio_ms"):
         count = getattr(usage, name)
         if not 0 <= count <= MAX_COUNT:
             raise Invalid(f"expected 0 to {MAX_COUNT}, got {count}", param=f"data.usage.{name}")

@@ -8,22 +8,32 @@ from typing import Literal
 
 import msgspec
 
-Operation = Literal["chat.completions", "completions", "embeddings"]
+Operation = Literal[
+    "chat.completions",
+    "completions",
+    "embeddings",
+    "responses",
+    "messages",
+    "rerank",
+    "score",
+    "audio.transcriptions",
+]
 Status = Literal["completed", "client_disconnect", "error", "interrupted"]
 UsageSource = Literal["engine", "estimated", "none"]
 
 USAGE_EVENT_TYPE = "ai.farebox.usage.v1"
 ENDPOINT_MINUTE_TYPE = "ai.farebox.endpoint.minute.v1"
-TOKEN_SKUS = ("input", "cached_input", "output")
+CALL_SKUS = ("input", "cached_input", "output", "audio_second")  # what a call can use
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Token counts as the engine reports them. All ≥ 0; cached_input ≤ input, reasoning ≤ output."""
+    """Counts as the engine reports them. All ≥ 0; cached_input ≤ input, reasoning ≤ output."""
 
     input: int = 0
     cached_input: int = 0
     output: int = 0
     reasoning: int = 0
+    audio_ms: int = 0  # of audio that was transcribed
 
     def billable(self) -> dict[str, int]:
         """Disjoint quantities by SKU: what is multiplied by a price."""
@@ -31,6 +41,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
             "input": self.input - self.cached_input,
             "cached_input": self.cached_input,
             "output": self.output,
+            "audio_second": -(-self.audio_ms // 1000),  # each call's seconds are rounded up, not their sum
         }
 
 

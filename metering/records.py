@@ -43,6 +43,7 @@ class StoredEvent:
     cached_input: int
     output: int
     reasoning: int
+    audio_ms: int
     received_ms: int
     sent_ms: int
     first_byte_ms: int

@@ -117,6 +117,13 @@ class Relay:
         self._open: dict[str, bool] = {}  # gateways that may have progress noted: spares a DELETE per batch
         self._lock = threading.Lock()
 
+    def look(self) -> object:
+        """What the journals look like from outside, compared by equality: unchanged means hardly anything to take in.
+
+        (Hardly: a batch that failed and was cut off again can be followed by one of the same size.) Taken before `catch_up`, never after it: what is appended meanwhile must look like a change.
+        """
+        return segment.folder_state(self._directory)
+
     def run_once(self) -> int:
         """Take in one batch of each journal; returns how many records. Cheap when there is nothing new."""
         with self._lock:

@@ -8,6 +8,7 @@ Nothing is ever written after a failed write, so whatever does not check out at 
 import os
 import re
 import struct
+import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -87,6 +88,15 @@ def list_segments(directory: Path) -> list[SegmentId]:
         if match:
             found.append(SegmentId(match.group(1), int(match.group(2)), int(match.group(3))))
     return sorted(found)
+
+
+def folder_state(directory: Path) -> frozenset[tuple[str, int]]:
+    """Names and sizes of all segments: (almost) any append changes it, at the price of a few microseconds."""
+    try:
+        with os.scandir(directory) as entries:
+            return frozenset((e.name, e.stat().st_size) for e in entries if _FILE_NAME.fullmatch(e.name))
+    except FileNotFoundError:  # the folder, or a segment deleted under our eyes: look again next time
+        return frozenset({("", time.monotonic_ns())})
 
 
 def create_segment(directory: Path, header: SegmentHeader) -> tuple[int, int]:

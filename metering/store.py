@@ -170,6 +170,7 @@ def _usage_row(accepted: Accepted, seq: int, first_open: int, now_ms: int) -> di
         "cached_input": usage.cached_input,
         "output": usage.output,
         "reasoning": usage.reasoning,
+        "audio_ms": usage.audio_ms,
         "received_ms": event.received_ms,
         "sent_ms": event.sent_ms,
         "first_byte_ms": event.first_byte_ms,

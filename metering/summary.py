@@ -7,14 +7,15 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, case, func, literal, select
 
 from core.errors import Invalid
-from metering.model import TOKEN_SKUS
+from metering.close import audio_seconds
+from metering.model import CALL_SKUS
 from metering.records import ENDPOINT_MINUTE_SKU, GROUPS, UsageRow
 from metering.tables import FIRST_OPEN_MINUTE, endpoint_minutes, metering_state, usage_events, usage_minutes
 
 MAX_ROWS = 10_000
 _DAY_MS = 86_400_000
 _COLUMNS = {"model": "model_id", "endpoint": "endpoint_id", "key": "key_id", "project": "project_id"}
-_COUNTS = (*TOKEN_SKUS, "reasoning", "requests", "errors", ENDPOINT_MINUTE_SKU)
+_COUNTS = (*CALL_SKUS, "reasoning", "requests", "errors", ENDPOINT_MINUTE_SKU)
 
 
 def usage_summary(
@@ -81,6 +82,7 @@ def _open_counts() -> list[ColumnElement[int]]:
         table.c.input - table.c.cached_input,
         table.c.cached_input,
         table.c.output,
+        audio_seconds(),
         table.c.reasoning,
     ]
     sums: list[ColumnElement[int]] = [func.sum(case((failed, 0), else_=quantity)) for quantity in quantities]
@@ -104,7 +106,7 @@ def _row(groups: Sequence[str], key: Sequence[str], counts: Sequence[int]) -> Us
     count = dict(zip(_COUNTS, counts, strict=True))
     return UsageRow(
         group=dict(zip(groups, key, strict=True)),
-        quantities={sku: count[sku] for sku in (*TOKEN_SKUS, ENDPOINT_MINUTE_SKU)},
+        quantities={sku: count[sku] for sku in (*CALL_SKUS, ENDPOINT_MINUTE_SKU)},
         requests=count["requests"],
         errors=count["errors"],
         reasoning=count["reasoning"],

@@ -37,6 +37,7 @@ usage_events = Table(
     Column("cached_input", BigInteger, nullable=False),
     Column("output", BigInteger, nullable=False),
     Column("reasoning", BigInteger, nullable=False),
+    Column("audio_ms", BigInteger, nullable=False, server_default="0"),
     Column("received_ms", BigInteger, nullable=False),
     Column("sent_ms", BigInteger, nullable=False),
     Column("first_byte_ms", BigInteger, nullable=False),
@@ -67,6 +68,8 @@ usage_minutes = Table(
     Column("cached_input", BigInteger, nullable=False),
     Column("output", BigInteger, nullable=False),
     Column("reasoning", BigInteger, nullable=False),
+    # The sum of each call's seconds, rounded up.
+    Column("audio_second", BigInteger, nullable=False, server_default="0"),
     Column("closed_ms", BigInteger, nullable=False),
     Index("ix_usage_minutes_org_id_billing_minute_ms", "org_id", "billing_minute_ms"),
 )

@@ -32,7 +32,7 @@ class RouteName(NamedTuple):
 MAX_HITS = 200_000
 MAX_MISSES = 20_000
 CLEAR = "clear"
-POLL_EVERY_S = 0.2
+POLL_EVERY_S = 0.5
 FEED_SILENT_S = 5.0  # without a successful poll for this long, the database counts as unreachable
 
 _K = TypeVar("_K", bound=Hashable)
