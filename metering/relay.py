@@ -118,9 +118,10 @@ class Relay:
         self._lock = threading.Lock()
 
     def look(self) -> object:
-        """What the journals look like from outside, compared by equality: unchanged means hardly anything to take in.
+        """What the journals look like from outside; while it stays equal there is hardly anything to take in.
 
-        (Hardly: a batch that failed and was cut off again can be followed by one of the same size.) Taken before `catch_up`, never after it: what is appended meanwhile must look like a change.
+        Hardly: a batch that failed and was cut off again can be followed by one of the same size. Take it before
+        `catch_up`, never after: what is appended meanwhile must look like a change.
         """
         return segment.folder_state(self._directory)
 
