@@ -13,6 +13,7 @@ from core.log import get_logger
 from core.settings import Settings
 from functions.gateway.activity import Activity
 from functions.gateway.control import ControlClient
+from functions.gateway.deadlines import Deadlines
 from functions.gateway.lookups import KeyAnswer, Lookups, RouteName
 from functions.gateway.upstream import Upstream
 from functions.gateway.waking import WaitingRoom
@@ -66,6 +67,7 @@ class Gateway:
             last_seq=dependencies.last_seq,
         )
         self.upstream = Upstream(settings)
+        self.deadlines = Deadlines(self.upstream.pool.expire)
         self.waiting = WaitingRoom(
             dependencies.control,
             dependencies.clock,
@@ -79,7 +81,8 @@ class Gateway:
 
     async def start(self) -> None:
         """Open the pools and start the pollers."""
-        await self.upstream.open()
+        self.upstream.open()
+        self.deadlines.start()
         await self.control.open()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self.lookups.run()), loop.create_task(self.activity.run())]
@@ -95,7 +98,8 @@ class Gateway:
             await asyncio.wait(self._tasks)
         with contextlib.suppress(Unavailable):
             await self.activity.report()
-        await self.upstream.close()
+        self.deadlines.stop()
+        self.upstream.close()
         await self.control.close()
 
     async def drain(self) -> bool:

@@ -12,6 +12,7 @@ from functions.gateway.call import MeteredCall
 from functions.gateway.exchange import Exchange, HangUp, Receive, Scope, Send
 from functions.gateway.gateway import Gateway
 from functions.gateway.lookups import RouteName
+from functions.gateway.record import CallRecord
 from serving.model import Route
 from wire.openai import ModelRequest, Operation, parse_request
 
@@ -131,7 +132,8 @@ class HotRoutes:
         route = await self._route(principal, operation, endpoint_name, request)
         if not route.urls:
             gateway.waiting.check_room(route.deployment_id)
-        return MeteredCall(gateway, exchange, operation, principal, request, route, received_ms)
+        record = CallRecord(exchange.request_id, operation, principal, request, route, received_ms)
+        return MeteredCall(gateway, exchange, record)
 
     async def _route(
         self, principal: Principal, operation: Operation, endpoint_name: str, request: ModelRequest

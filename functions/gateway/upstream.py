@@ -1,15 +1,22 @@
-"""Requests to model servers: one connection pool, safe headers, and one word for each way it can fail."""
+"""Requests to model servers: safe headers, kept connections, and one word for each way it can fail.
 
-import io
+The fast lane takes a connection and is its sink; the slow lane awaits an `Answer`. Both send the same bytes.
+"""
+
+import asyncio
 import os
-
-import aiohttp
-from yarl import URL
+from collections import deque
+from functools import lru_cache
 
 from core.errors import UpstreamFailed
 from core.settings import Settings
+from functions.gateway.origin import Target, target_of
+from functions.gateway.pool import Pool
+from functions.gateway.upstream_protocol import ServerGone, UpstreamConnection
 from serving.model import Route
 from wire.openai import Operation
+
+__all__ = ["PATHS", "Answer", "ServerGone", "Upstream", "read_answer", "request_head"]
 
 PATHS: dict[Operation, str] = {
     "chat.completions": "/v1/chat/completions",
@@ -18,37 +25,22 @@ PATHS: dict[Operation, str] = {
 }
 MAX_ANSWER_BYTES = 128 * 1024 * 1024  # of an answer that is not streamed
 MAX_ERROR_BYTES = 64 * 1024
-_KEEPALIVE_S = 30.0
-_LARGE_BODY = 1024 * 1024
-_FORWARDED = (b"traceparent", b"tracestate")
-
-
-class ServerGone(Exception):  # tells what is so, and that another attempt is safe
-    """The server refused or closed the connection before the first byte of an answer."""
+_MAX_WAITING_BYTES = 256 * 1024  # of an answer nobody reads; the server is held back beyond
 
 
 class Upstream:
     """The client side of the gateway."""
 
     def __init__(self, settings: Settings) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.upstream_connect_timeout_s)
-        self._session: aiohttp.ClientSession | None = None
+        self.pool = Pool(settings.upstream_connect_timeout_s)
 
-    async def open(self) -> None:
+    def open(self) -> None:
         """Make the pool; needs a running event loop."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=self._timeout,
-            skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
-        )
+        self.pool.open()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close every connection."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        self.pool.close()
 
     async def post(
         self,
@@ -59,56 +51,185 @@ class Upstream:
         route: Route,
         attempt_id: str,
         caller_headers: dict[bytes, bytes],
-    ) -> aiohttp.ClientResponse:
+    ) -> "Answer":
         """Send a call; returns once the answer's head is there.
 
         ServerGone: no answer began, it may be sent again. UpstreamFailed: anything else.
         """
-        assert self._session is not None, "open() was not called"
-        headers = _headers(route, attempt_id, caller_headers)
-        # aiohttp sends a large `bytes` in one blocking piece.
-        data = body if len(body) < _LARGE_BODY else io.BytesIO(body)
+        target = server_of(base_url)
+        head = request_head(
+            target,
+            operation,
+            len(body),
+            route=route,
+            attempt_id=attempt_id,
+            traceparent=caller_headers.get(b"traceparent"),
+            tracestate=caller_headers.get(b"tracestate"),
+        )
+        connection = self.pool.take(target.origin) or await self.pool.connect(target.origin)
+        answer = Answer(connection)
+        connection.send(head, body, answer)
         try:
-            return await self._session.post(
-                _url(base_url, operation), data=data, headers=headers, allow_redirects=False
-            )
-        except (aiohttp.ClientConnectionError, ConnectionError) as error:
-            raise ServerGone(type(error).__name__) from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UpstreamFailed(f"The model server could not be called ({type(error).__name__}).") from error
+            await answer.wait_for_head()
+        except asyncio.CancelledError:
+            answer.close()
+            raise
+        return answer
 
 
-async def read_answer(response: aiohttp.ClientResponse, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+class Answer:
+    """An answer that a task reads."""
+
+    def __init__(self, connection: UpstreamConnection) -> None:
+        self._connection: UpstreamConnection | None = connection
+        self._parts: deque[bytes] = deque()
+        self._size = 0
+        self._error: ServerGone | UpstreamFailed | None = None
+        self._something: asyncio.Future[None] | None = None
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+
+    @property
+    def content_type(self) -> str:
+        """Without its parameters."""
+        return content_type(self.headers)
+
+    @property
+    def at_end(self) -> bool:
+        """All of it came, or no more will."""
+        return self._connection is None
+
+    async def wait_for_head(self) -> None:
+        """Return when `status` is known."""
+        while not self.status:
+            await self._wait()
+
+    async def read(self) -> bytes:
+        """What has come, at least a byte; b"" at the end. UpstreamFailed: cut short."""
+        while not self._parts:
+            if self._connection is None and self._error is None:
+                return b""
+            await self._wait()
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        if self._connection is not None:
+            self._connection.resume()
+        return data
+
+    def close(self) -> None:
+        """Close the connection unless the answer was read to its end: the server then stops its work."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+
+    async def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._something = asyncio.get_running_loop().create_future()
+        try:
+            await self._something
+        finally:
+            self._something = None
+
+    def _wake(self) -> None:
+        if self._something is not None and not self._something.done():
+            self._something.set_result(None)
+
+    # -- the connection's side --
+
+    def head_received(self, status: int, headers: dict[bytes, bytes]) -> None:
+        self.status, self.headers = status, headers
+        self._wake()
+
+    def data_received(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > _MAX_WAITING_BYTES and self._connection is not None:
+            self._connection.pause()
+        self._wake()
+
+    def answer_ended(self) -> None:
+        self._connection = None
+        self._wake()
+
+    def answer_failed(self, error: ServerGone | UpstreamFailed) -> None:
+        self._connection = None
+        self._error = error
+        self._wake()
+
+
+async def read_answer(answer: Answer, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
     """A whole body, bounded. UpstreamFailed when it is cut short or too large."""
     body = b""
-    try:
-        while part := await response.content.readany():
-            body = body + part if body else part
-            if len(body) > max_bytes:
-                raise UpstreamFailed(f"The model server's answer is larger than {max_bytes} bytes.")
-    except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-        raise UpstreamFailed("The model server closed the connection within its answer.") from error
+    while part := await answer.read():
+        body = body + part if body else part
+        if len(body) > max_bytes:
+            raise too_large_an_answer(max_bytes)
     return body
 
 
-def _url(base_url: str, operation: Operation) -> URL:
-    return URL(base_url.rstrip("/").removesuffix("/v1") + PATHS[operation], encoded=True)
+def too_large_an_answer(max_bytes: int) -> UpstreamFailed:
+    """An answer beyond its bound."""
+    return UpstreamFailed(f"The model server's answer is larger than {max_bytes} bytes.")
 
 
-def _headers(route: Route, attempt_id: str, caller_headers: dict[bytes, bytes]) -> dict[str, str]:
-    # Compressed, the stream could neither be read for usage nor be passed on piece by piece.
-    headers = {"content-type": "application/json", "accept-encoding": "identity", "x-request-id": attempt_id}
-    for name in _FORWARDED:
-        value = caller_headers.get(name)
+def content_type(headers: dict[bytes, bytes]) -> str:
+    """An answer's media type, without parameters."""
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+
+
+def server_of(base_url: str) -> Target:
+    """The server of a route. UpstreamFailed: the route's URL is none."""
+    try:
+        return target_of(base_url)
+    except ValueError as error:
+        raise UpstreamFailed(f"The model server's address is wrong: {error}.") from None
+
+
+def request_head(
+    target: Target,
+    operation: Operation,
+    length: int,
+    *,
+    route: Route,
+    attempt_id: str,
+    traceparent: bytes | None = None,
+    tracestate: bytes | None = None,
+) -> bytes:
+    """The head of a request to a model server. UpstreamFailed: its key is not there."""
+    key = _key_of(route) if route.upstream_key_env else ""
+    head = b"%bx-request-id: %b\r\ncontent-length: %d\r\n" % (
+        _fixed_head(target, PATHS[operation], key),
+        attempt_id.encode(),
+        length,
+    )
+    for name, value in ((b"traceparent", traceparent), (b"tracestate", tracestate)):
         if value is not None and len(value) < 512 and value.isascii():
-            headers[name.decode()] = value.decode()
-    if route.upstream_key_env:
-        key = os.environ.get(route.upstream_key_env)
-        if not key:
-            raise UpstreamFailed(
-                f"The attached server of {route.model_id} needs a key: the operator must set the environment "
-                f"variable {route.upstream_key_env} for the gateway.",
-                code="upstream_not_configured",
-            )
-        headers["authorization"] = f"Bearer {key}"
-    return headers
+            head += b"%b: %b\r\n" % (name, value)
+    return head + b"\r\n"
+
+
+@lru_cache(maxsize=4096)
+def _fixed_head(target: Target, path: str, key: str) -> bytes:
+    lines = [
+        b"POST %b%b HTTP/1.1" % (target.path_prefix, path.encode()),
+        b"host: " + target.host_header,
+        b"content-type: application/json",
+        # Compressed, the stream could neither be read for usage nor be passed on piece by piece.
+        b"accept-encoding: identity",
+    ]
+    if key:
+        lines.append(b"authorization: Bearer " + key.encode())
+    return b"\r\n".join(lines) + b"\r\n"
+
+
+def _key_of(route: Route) -> str:
+    key = os.environ.get(route.upstream_key_env, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise UpstreamFailed(
+            f"The attached server of {route.model_id} needs a key: the operator must set the environment "
+            f"variable {route.upstream_key_env} for the gateway.",
+            code="upstream_not_configured",
+        )
+    return key

@@ -1,0 +1,213 @@
+"""What is known of one call, the usage events that come of it, and what a failed answer means: for both lanes.
+
+Pure: no I/O, no clock.
+"""
+
+import hashlib
+from functools import lru_cache
+
+from access.model import Principal
+from core.errors import UpstreamFailed
+from metering.model import Status, Usage, UsageEvent, UsageSource
+from serving.model import Route
+from wire.openai import (
+    ModelRequest,
+    Operation,
+    TokenCounts,
+    estimate_input_tokens,
+    map_engine_error,
+    parse_answer,
+    upstream_body,
+)
+from wire.openai_stream import StreamFilter
+from wire.sse import DONE_EVENT
+
+
+class CallRecord:
+    """One call; `attempt`, `sent_ms` and what follows are of its current attempt."""
+
+    __slots__ = (
+        "_answer_estimate",
+        "_input_estimate",
+        "attempt",
+        "chunks",
+        "counts",
+        "engine_id",
+        "finish_reason",
+        "first_byte_ms",
+        "operation",
+        "principal",
+        "received_ms",
+        "refused",
+        "request",
+        "request_id",
+        "route",
+        "sent_ms",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        operation: Operation,
+        principal: Principal,
+        request: ModelRequest,
+        route: Route,
+        received_ms: int,
+    ) -> None:
+        self.request_id = request_id
+        self.operation = operation
+        self.principal = principal
+        self.request = request
+        self.route = route
+        self.received_ms = received_ms
+        self.attempt = 1
+        self.sent_ms = 0
+        self.first_byte_ms = 0
+        self.engine_id = ""
+        self.finish_reason = ""
+        self.counts: TokenCounts | None = None  # of a plain answer
+        self.chunks: StreamFilter | None = None  # of a streamed one
+        self.refused = False  # by the engine: nothing was produced
+        self._answer_estimate = 0
+        self._input_estimate: int | None = None
+
+    @property
+    def attempt_id(self) -> str:
+        return self.request_id if self.attempt == 1 else f"{self.request_id}:{self.attempt}"
+
+    def upstream_body(self) -> bytes:
+        """The body for the model server."""
+        route = self.route
+        salted = route.continuous_usage and self.operation != "embeddings"
+        return upstream_body(
+            self.request,
+            served_model=route.served_model,
+            continuous_usage=route.continuous_usage,
+            cache_salt=_cache_salt(route.org_id) if salted else None,
+        )
+
+    def next_attempt(self) -> None:
+        """The last one is recorded; what is noted from here on is of another."""
+        self.attempt += 1
+        self.sent_ms = 0
+
+    # -- the answer --
+
+    def note_answer(self, body: bytes) -> None:
+        """A plain answer came whole. UpstreamFailed: it is none."""
+        answer = parse_answer(body)
+        if answer is None:
+            raise UpstreamFailed("The model server's answer could not be understood.")
+        self.engine_id = str(answer.id or "")[:128]
+        self.finish_reason = answer.finish_reason
+        self.counts = answer.usage.counts() if answer.usage is not None else None
+        if self.operation != "embeddings" and (self.counts is None or not self.counts.output):
+            self._answer_estimate = answer.estimate_output_tokens()
+
+    def begin_stream(self) -> StreamFilter:
+        """A streamed answer begins."""
+        self.chunks = StreamFilter(
+            wants_usage=self.request.wants_usage,
+            choices_per_prompt=self.request.choices,
+            per_choice=self.route.continuous_usage,
+        )
+        return self.chunks
+
+    def forget_request(self) -> None:
+        """Keep a figure, not the caller's text, while the answer streams."""
+        counts = self.chunks.counts() if self.chunks is not None else None
+        if counts is None or not counts.input:
+            self._estimated_input()
+        self.request.members.clear()
+
+    def end_stream(self) -> bytes:
+        """The server closed its stream: the last bytes for the caller. UpstreamFailed: it was not whole."""
+        chunks = self.chunks
+        assert chunks is not None, "begin_stream() was called"
+        last = chunks.end()
+        if chunks.error is not None:
+            found = chunks.error
+            raise engine_error(found.status, found.message, found.code, found.param)
+        if not chunks.chunks:
+            raise UpstreamFailed("The model server ended its stream without an answer.")
+        if not chunks.complete:
+            raise UpstreamFailed("The model server broke off within its answer.")
+        return last + chunks.closing_events() + DONE_EVENT
+
+    @property
+    def finished(self) -> bool:
+        """The engine said all it had to say in a stream, whether or not the caller took it."""
+        return self.chunks is not None and self.chunks.complete
+
+    # -- figures --
+
+    def event(self, status: Status, http_status: int, ended_ms: int) -> UsageEvent:
+        """The usage event of the current attempt if it ended now."""
+        route, chunks = self.route, self.chunks
+        usage, source = self._usage(status)
+        return UsageEvent(
+            request_id=self.request_id,
+            org_id=route.org_id,
+            project_id=route.project_id,
+            key_id=self.principal.key_id,
+            endpoint_id=route.endpoint_id,
+            deployment_id=route.deployment_id,
+            model_id=route.model_id,
+            operation=self.operation,
+            stream=self.request.stream,
+            status=status,
+            http_status=http_status,
+            usage=usage,
+            usage_source=source,
+            received_ms=self.received_ms,
+            sent_ms=self.sent_ms,
+            first_byte_ms=self.first_byte_ms,
+            ended_ms=ended_ms,
+            attempt=self.attempt,
+            engine_request_id=chunks.engine_id if chunks is not None else self.engine_id,
+            finish_reason=chunks.finish_reason if chunks is not None else self.finish_reason,
+        )
+
+    def _usage(self, status: Status) -> tuple[Usage, UsageSource]:
+        """The engine's latest counts; what it left out is estimated and the whole marked so."""
+        chunks = self.chunks
+        nothing_came = self.counts is None and (chunks is None or not chunks.chunks)
+        if not self.sent_ms or self.refused or (status == "error" and nothing_came):
+            return Usage(), "none"
+        counts = chunks.counts() if chunks is not None else self.counts
+        produced = chunks.content_chunks if chunks is not None else self._answer_estimate
+        if counts is None:
+            return Usage(input=self._estimated_input(), output=produced), "estimated"
+        if counts.input and (counts.output or not produced):
+            return Usage(counts.input, counts.cached_input, counts.output, counts.reasoning), "engine"
+        given = counts.input or self._estimated_input()
+        return Usage(given, min(counts.cached_input, given), counts.output or produced), "estimated"
+
+    def _estimated_input(self) -> int:
+        if self._input_estimate is None:
+            self._input_estimate = estimate_input_tokens(self.request)
+        return self._input_estimate
+
+
+@lru_cache(maxsize=4096)
+def _cache_salt(org_id: str) -> str:
+    """One organization's prompts share the engine's prefix cache; nobody can probe another's."""
+    return hashlib.sha256(b"farebox prefix cache " + org_id.encode()).hexdigest()[:32]
+
+
+def engine_error(status: int, message: str, code: str, param: str | None) -> UpstreamFailed:
+    """The engine's own error, with its status."""
+    error = UpstreamFailed(message, code=code, param=param)
+    error.status = status
+    return error
+
+
+def refusal(status: int, headers: dict[bytes, bytes], body: bytes) -> UpstreamFailed:
+    """What an engine's answer other than 200 means to the caller."""
+    if status in (401, 403) or status < 400:
+        return UpstreamFailed("The model server refused the gateway's request; tell the operator.")
+    error = engine_error(status, *map_engine_error(status, body))
+    after = headers.get(b"retry-after", b"")
+    if after.isdigit() and len(after) < 10:
+        error.retry_after_s = int(after)
+    return error
