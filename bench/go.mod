@@ -1,0 +1,3 @@
+module farebox/bench
+
+go 1.21
