@@ -1,7 +1,9 @@
 """The journal: how a gateway makes a usage event durable before it ends the response.
 
-One thread owns the file. It takes everything that is waiting, writes it in one go, syncs once, and wakes the
-callers with one call into the event loop: the cost of a sync is shared by all calls that ended meanwhile.
+One thread owns the file. It takes everything that is waiting, writes it in one go, syncs once, and tells the
+callers with one call into the event loop: the cost of a sync is shared by all calls that ended meanwhile. Syncs
+are at least `COMMIT_EVERY_S` apart, so that under load they are shared by many; the first one after a pause is
+made at once.
 `metering/relay.py` reads the segments and puts them on the ledger's side.
 """
 
@@ -12,6 +14,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from core.clock import Clock
@@ -24,13 +27,17 @@ from wire.cloudevents import encode_event
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 MAX_BATCH = 4096
+COMMIT_EVERY_S = 0.002
 PROGRESS_EVERY_S = 0.25  # progress notes are gathered this long, so a thousand streams cost one write
 PROBE_EVERY_S = 1.0
 PROBE_BYTES = 1024 * 1024
 
 _log = get_logger(__name__)
 
-_Waiting = tuple[UsageEvent, "asyncio.Future[None]"]
+OnDone = Callable[[Exception | None], None]
+"""Called in the event loop: None when the event is on disk, else why it is not (JournalFull as a rule)."""
+
+_Waiting = tuple[UsageEvent, OnDone]
 
 
 def source_of(gateway: str) -> str:
@@ -57,6 +64,7 @@ class Journal:
         self._progress: dict[str, UsageEvent] = {}
         self._progress_lock = threading.Lock()
         self._progress_due_ms: int | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._not_durable = 0
         self._closing = False
         self._broken = ""  # why no call may be served
@@ -103,14 +111,30 @@ class Journal:
 
     async def append(self, event: UsageEvent) -> None:
         """Return when the event is on disk. JournalFull: it is not, and nothing was acknowledged."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def on_done(error: Exception | None) -> None:
+            if future.done():  # its caller was cancelled; the event is on disk all the same
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self.append_nowait(event, on_done)
+        await future
+
+    def append_nowait(self, event: UsageEvent, on_done: OnDone) -> None:
+        """`append` for who has no task to wait in. JournalFull, and `on_done` is not called: the journal is closed."""
         if self._closing:
             raise JournalFull("the journal is closed")
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        with self._progress_lock:
-            self._progress.pop(event.event_id, None)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        if self._progress:
+            with self._progress_lock:
+                self._progress.pop(event.event_id, None)
         self._not_durable += 1
-        self._queue.put((event, future))
-        await future
+        self._queue.put((event, on_done))
 
     def note_progress(self, event: UsageEvent) -> None:
         """Remember how far a stream has come: billed as `interrupted` if this process dies before `append`.
@@ -169,13 +193,15 @@ class Journal:
         while True:
             closing = self._closing  # read before taking: what was appended before close() is then taken
             waiting = self._take(wait=not closing)
+            began = time.monotonic()
             try:
                 self._turn(waiting, closing)
             except Exception as error:  # a bug here must refuse calls, not lose their usage in silence
                 _log.exception("journal writer failed")
-                self._give_up(f"internal error: {error}", [future for _, future in waiting])
+                self._give_up(f"internal error: {error}", [on_done for _, on_done in waiting])
             if closing and not waiting and self._queue.empty():
                 break
+            time.sleep(max(0.0, began + COMMIT_EVERY_S - time.monotonic()))
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -211,7 +237,7 @@ class Journal:
             self._probe()
         progress_due = self._progress_due_ms is not None and now_ms >= self._progress_due_ms
         if self._broken:
-            self._resolve([f for _, f in waiting], JournalFull(f"usage cannot be recorded: {self._broken}"))
+            self._resolve([done for _, done in waiting], JournalFull(f"usage cannot be recorded: {self._broken}"))
         elif waiting or progress_due or closing:
             self._commit(waiting)
         if now_ms >= self._measure_due_ms:
@@ -220,29 +246,29 @@ class Journal:
 
     def _commit(self, waiting: list[_Waiting]) -> None:
         frames, seq = self._progress_frames(), self._seq
-        futures: list[asyncio.Future[None]] = []
-        for event, future in waiting:
+        told: list[OnDone] = []
+        for event, on_done in waiting:
             try:
                 frames.append(segment.frame(segment.USAGE, seq, self._encode(event, seq)))
             except (FareboxError, ValueError, TypeError, OverflowError) as error:
-                self._resolve([future], error)
+                self._resolve([on_done], error)
                 continue
             seq += 1
-            futures.append(future)
+            told.append(on_done)
         if not frames:
             return
         data = b"".join(frames)
         try:
             segment.write_all(self._fd, data)
-            if futures:
+            if told:
                 os.fdatasync(self._fd)
         except OSError as error:
-            self._give_up(f"{error.strerror or error}", futures)
+            self._give_up(f"{error.strerror or error}", told)
             return
         self._seq = seq
         self._size += len(data)
         self._bytes_on_disk += len(data)
-        self._resolve(futures, None)
+        self._resolve(told, None)
         if self._size >= self._segment_bytes:
             try:
                 self._begin_segment()
@@ -273,7 +299,7 @@ class Journal:
                 frames.append(segment.frame(segment.PROGRESS, 0, self._encode(event, 0)))
         return frames
 
-    def _give_up(self, reason: str, futures: list["asyncio.Future[None]"]) -> None:
+    def _give_up(self, reason: str, told: list[OnDone]) -> None:
         """Nothing of a failed batch may stay: cut it off, and never write to this segment again.
 
         After a failed sync the kernel may have dropped pages of it, so a later sync would prove nothing.
@@ -286,8 +312,8 @@ class Journal:
             self._fd = -1
         self._broken = reason
         self._probe_due_ms = _monotonic_ms() + int(PROBE_EVERY_S * 1000)
-        _log.error("journal cannot be written", extra={"reason": reason, "events": len(futures)})
-        self._resolve(futures, JournalFull(f"usage cannot be recorded: {reason}", retry_after_s=5))
+        _log.error("journal cannot be written", extra={"reason": reason, "events": len(told)})
+        self._resolve(told, JournalFull(f"usage cannot be recorded: {reason}", retry_after_s=5))
 
     def _probe(self) -> None:
         """Try whether there is room again for a good while, not just for one record."""
@@ -315,21 +341,20 @@ class Journal:
                     total += os.stat(self._directory / found.file_name).st_size
         self._bytes_on_disk = total
 
-    def _resolve(self, futures: list["asyncio.Future[None]"], error: Exception | None) -> None:
-        if futures:
+    def _resolve(self, told: list[OnDone], error: Exception | None) -> None:
+        if told and self._loop is not None:
             # The loop may be closed already when the process is on its way out; nobody waits then.
             with contextlib.suppress(RuntimeError):
-                futures[0].get_loop().call_soon_threadsafe(self._settle, futures, error)
+                self._loop.call_soon_threadsafe(self._tell, told, error)
 
-    def _settle(self, futures: list["asyncio.Future[None]"], error: Exception | None) -> None:
-        self._not_durable -= len(futures)
-        for future in futures:
-            if future.done():  # its caller was cancelled; the event is on disk all the same
-                continue
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
+    def _tell(self, told: list[OnDone], error: Exception | None) -> None:
+        """In the event loop."""
+        self._not_durable -= len(told)
+        for on_done in told:
+            try:
+                on_done(error)
+            except Exception:  # of one call; the others wait too
+                _log.exception("an end could not be handled")
 
 
 def _monotonic_ms() -> int:
