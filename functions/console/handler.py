@@ -3,9 +3,9 @@
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
+from functions.api_page import install_api_page
 from functions.console import deployments, endpoints, invoices, keys, models, organizations, usage
 from functions.console.dependencies import ConsoleDependencies
-from functions.console.docs import install_docs
 from functions.console.middleware import MAX_BODY_BYTES, Edge
 from functions.console.problems import install_problems
 from functions.console.shapes import Problem
@@ -48,7 +48,7 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
     for group in groups:
         app.include_router(group.router)
     app.state.routes = [route for group in groups for route in group.router.routes]
-    install_docs(app)
+    install_api_page(app, "/api/docs")
     install_problems(app)
     app.add_middleware(Edge, max_body_bytes=min(deps.settings.max_body_bytes, MAX_BODY_BYTES))
     return app

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from core.errors import FareboxError, NotFound, problem
 from core.ids import new_id
 from core.log import get_logger
+from functions.api_page import install_api_page
 from functions.gateway import openapi
 from functions.gateway.exchange import Message, Receive, Scope, Send, error_headers
 from functions.gateway.gateway import Gateway, GatewayDependencies
@@ -47,6 +48,7 @@ def create_gateway(dependencies: GatewayDependencies) -> FastAPI:
 
     app = _GatewayApp(gateway, lifespan)
     app.state.gateway = gateway
+    install_api_page(app, "/docs")
     _add_service_routes(app, gateway)
     for prefix in _PREFIXES:
         _add_model_routes(app, gateway, prefix)
@@ -67,6 +69,7 @@ class _GatewayApp(FastAPI):
             description="Models in OpenAI's wire format. The management API is documented at /api/docs.",
             version="1",
             lifespan=lifespan,
+            docs_url=None,
             redoc_url=None,
             redirect_slashes=False,
         )
