@@ -6,7 +6,8 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
-TOKEN_SKU_ORDER = ("input", "cached_input", "output")
+TOKEN_SKUS = ("input", "cached_input", "output")
+CALL_SKU_ORDER = ("input", "cached_input", "output", "audio_second")
 ENDPOINT_MINUTE_SKU = "endpoint_minute"
 
 
@@ -90,7 +91,7 @@ class Attempt:
     deployment_id: str
     engine_request_id: str
     finish_reason: str
-    usage: Mapping[str, int]  # input, cached_input, output, reasoning: as the engine reports them
+    usage: Mapping[str, int]  # input, cached_input, output, reasoning, audio_ms: as the engine reports them
     usage_source: str
     items: tuple[Item, ...]
     held: tuple[str, ...]  # SKUs that have no price yet
@@ -134,7 +135,7 @@ class Receipt:
     @property
     def billed(self) -> dict[str, int]:
         """Billed quantities by SKU, disjoint, over all attempts."""
-        totals = dict.fromkeys(TOKEN_SKU_ORDER, 0)
+        totals = dict.fromkeys(TOKEN_SKUS, 0)
         for attempt in self.attempts:
             for item in attempt.items:
                 totals[item.sku] = totals.get(item.sku, 0) + item.quantity

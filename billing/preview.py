@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from billing import store
 from billing.ledger import no_price
-from billing.model import ENDPOINT_MINUTE_SKU, TOKEN_SKU_ORDER, Held, Line, Preview, PriceAt
+from billing.model import CALL_SKU_ORDER, ENDPOINT_MINUTE_SKU, Held, Line, Preview, PriceAt
 from billing.rate import Prices, rate
 from core.money import round_to_cents
 from metering.close import open_minutes
@@ -68,7 +68,7 @@ def _lines(quantities: dict[_LineKey, int], names: dict[str, str]) -> list[Line]
 
 def _order(line: Line) -> tuple[object, ...]:
     """Tokens by model, then the endpoints' minutes by name."""
-    sku = TOKEN_SKU_ORDER.index(line.sku) if line.sku in TOKEN_SKU_ORDER else len(TOKEN_SKU_ORDER)
+    sku = CALL_SKU_ORDER.index(line.sku) if line.sku in CALL_SKU_ORDER else len(CALL_SKU_ORDER)
     return (
         bool(line.endpoint_id),
         line.endpoint_name,

@@ -35,7 +35,7 @@ def receipt(conn: Connection, request_id: str, price_at: PriceAt) -> Receipt:
 
 
 def _attempt(event: StoredEvent, prices: Prices) -> Attempt:
-    usage = Usage(event.input, event.cached_input, event.output, event.reasoning)
+    usage = Usage(event.input, event.cached_input, event.output, event.reasoning, event.audio_ms)
     quantities = {} if event.status == UNBILLED else usage.billable()
     items, unpriced = rate(quantities, prices.at(event.model_id, event.service_minute_ms))
     return Attempt(
@@ -51,6 +51,7 @@ def _attempt(event: StoredEvent, prices: Prices) -> Attempt:
             "cached_input": event.cached_input,
             "output": event.output,
             "reasoning": event.reasoning,
+            "audio_ms": event.audio_ms,
         },
         usage_source=event.usage_source,
         items=tuple(items),

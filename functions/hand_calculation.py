@@ -29,7 +29,7 @@ class Sum:
 
 
 def token_sums(receipts: Iterable[Mapping[str, Any]], prices: Mapping[str, Mapping[str, str]]) -> list[Sum]:
-    """Tokens of billed calls by model, from the counts the engine reported; `prices` as the catalog shows them."""
+    """Tokens and seconds of billed calls by model, from the counts the engine reported; `prices` as the catalog shows them."""
     quantities: dict[tuple[str, str], int] = {}
     for receipt in receipts:
         if receipt["status"] == "error":
@@ -37,11 +37,12 @@ def token_sums(receipts: Iterable[Mapping[str, Any]], prices: Mapping[str, Mappi
         usage, model = receipt["usage"], receipt["model"]
         cached = usage.get("cached_input", 0)
         parts = {"input": usage["input"] - cached, "cached_input": cached, "output": usage["output"]}
+        parts["audio_second"] = -(-usage.get("audio_ms", 0) // 1000)
         for sku, quantity in parts.items():
             if quantity:
                 quantities[model, sku] = quantities.get((model, sku), 0) + quantity
     return [
-        Sum(sku, model, quantity, Decimal(prices[model][sku]) / _MILLION)
+        Sum(sku, model, quantity, Decimal(prices[model][sku]) / (1 if sku == "audio_second" else _MILLION))
         for (model, sku), quantity in sorted(quantities.items())
     ]
 

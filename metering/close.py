@@ -16,7 +16,7 @@ from metering.ingest import digest
 from metering.model import CALL_SKUS
 from metering.records import ENDPOINT_MINUTE_SKU, ClosedMinute
 from metering.store import first_open_minute, lock_first_open_minute, set_first_open_minute
-from metering.tables import endpoint_minutes, usage_events, usage_minutes
+from metering.tables import AUDIO_SECONDS, endpoint_minutes, usage_events, usage_minutes
 
 MAX_MINUTES = 60  # closed in one transaction
 _KEY = ("billing_minute_ms", "service_minute_ms", "org_id", "project_id", "key_id", "endpoint_id", "model_id")
@@ -96,7 +96,7 @@ def _aggregate(conn: Connection, start: int, end: int, org_id: str | None) -> li
             billed(table.c.cached_input).label("cached_input"),
             billed(table.c.output).label("output"),
             billed(table.c.reasoning).label("reasoning"),
-            billed(audio_seconds()).label("audio_second"),
+            billed(AUDIO_SECONDS).label("audio_second"),
         )
         .where(table.c.billing_minute_ms >= start, table.c.billing_minute_ms < end)
         .group_by(*key)
@@ -115,11 +115,6 @@ def _aggregate(conn: Connection, start: int, end: int, org_id: str | None) -> li
 def minute_id(key: Sequence[object]) -> str:
     """Names one aggregate for ever: its billing minute, and a hash of everything it is grouped by."""
     return f"usage/{stamp(int(str(key[0])))}/{digest(chr(0).join(map(str, key)).encode())}"
-
-
-def audio_seconds() -> ColumnElement[int]:
-    """Each call's seconds of audio, rounded up: as `Usage.billable` has it."""
-    return (usage_events.c.audio_ms + 999) // 1000
 
 
 def _usage_minute(row: Mapping[str, Any]) -> ClosedMinute:

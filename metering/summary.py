@@ -7,10 +7,16 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, case, func, literal, select
 
 from core.errors import Invalid
-from metering.close import audio_seconds
 from metering.model import CALL_SKUS
 from metering.records import ENDPOINT_MINUTE_SKU, GROUPS, UsageRow
-from metering.tables import FIRST_OPEN_MINUTE, endpoint_minutes, metering_state, usage_events, usage_minutes
+from metering.tables import (
+    AUDIO_SECONDS,
+    FIRST_OPEN_MINUTE,
+    endpoint_minutes,
+    metering_state,
+    usage_events,
+    usage_minutes,
+)
 
 MAX_ROWS = 10_000
 _DAY_MS = 86_400_000
@@ -82,7 +88,7 @@ def _open_counts() -> list[ColumnElement[int]]:
         table.c.input - table.c.cached_input,
         table.c.cached_input,
         table.c.output,
-        audio_seconds(),
+        AUDIO_SECONDS,
         table.c.reasoning,
     ]
     sums: list[ColumnElement[int]] = [func.sum(case((failed, 0), else_=quantity)) for quantity in quantities]

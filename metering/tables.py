@@ -1,6 +1,16 @@
 """Tables of metering. Rows of usage and of closed minutes are written once and never edited."""
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Index,
+    Integer,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 from core.database import metadata
 
@@ -49,6 +59,9 @@ usage_events = Table(
     Index("ix_usage_events_org_id_ended_ms", "org_id", "ended_ms"),
     Index("ix_usage_events_billing_minute_ms_org_id", "billing_minute_ms", "org_id"),
 )
+
+# Each call's seconds of audio, rounded up: as `Usage.billable` has it.
+AUDIO_SECONDS: ColumnElement[int] = (usage_events.c.audio_ms + 999) // 1000
 
 # Closed minutes of usage: disjoint, billable quantities. `id` names the same minute in the ledger.
 usage_minutes = Table(

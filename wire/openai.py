@@ -14,13 +14,22 @@ from msgspec import Raw
 
 from core.errors import BadRequest, FareboxError
 
-Operation = Literal["chat.completions", "completions", "embeddings"]
+Operation = Literal[
+    "chat.completions",
+    "completions",
+    "embeddings",
+    "responses",
+    "messages",
+    "rerank",
+    "score",
+    "audio.transcriptions",
+]
 
 MAX_MODEL_NAME = 256
 MAX_CHOICES = 128  # OpenAI's own bound on n
 
 # Members by which a caller could reach into the engine: its queue, its ids, other tenants' cache, its peers.
-PRIVATE_MEMBERS = ("priority", "request_id", "cache_salt", "kv_transfer_params")
+PRIVATE_MEMBERS = ("priority", "request_id", "cache_salt", "kv_transfer_params", "ec_transfer_params")
 
 _members = msgspec.json.Decoder(dict[str, Raw])
 _anything = msgspec.json.Decoder()
@@ -190,6 +199,7 @@ class TokenCounts(msgspec.Struct, frozen=True):
     cached_input: int
     output: int
     reasoning: int
+    audio_ms: int = 0  # of audio that was transcribed
 
 
 class _PromptDetails(msgspec.Struct):

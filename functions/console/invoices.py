@@ -6,7 +6,7 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from access.model import Organization
-from billing.model import TOKEN_SKU_ORDER, Line, Preview
+from billing.model import TOKEN_SKUS, Line, Preview
 from billing.preview import invoice_preview
 from catalog.store import price_at
 from core.clock import iso
@@ -92,7 +92,7 @@ def _preview(found: Preview, organization: Organization) -> PreviewOut:
 
 
 def _line(line: Line) -> LineOut:
-    by_tokens = line.sku in TOKEN_SKU_ORDER
+    by_tokens = line.sku in TOKEN_SKUS
     return LineOut(
         sku=line.sku,
         model=None if line.endpoint_id else line.model_id,

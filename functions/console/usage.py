@@ -57,14 +57,16 @@ class TokenCounts(BaseModel):
     cached_input: int
     output: int
     reasoning: int
+    audio_ms: int = Field(default=0, description="Audio that was transcribed; such a call has no tokens.")
 
 
 class BilledCounts(BaseModel):
-    """The same tokens, disjoint: each is multiplied by its own price."""
+    """The same, disjoint: each is multiplied by its own price."""
 
     input: int
     cached_input: int
     output: int
+    audio_second: int = Field(default=0, description="Seconds of audio, rounded up.")
 
 
 class AttemptOut(BaseModel):
@@ -255,7 +257,7 @@ def _receipt(found: Receipt, organization: Organization, project: str, endpoint:
         stream=found.stream,
         time=iso(found.last.ended_ms),
         usage=TokenCounts(**found.last.usage),
-        billed=BilledCounts(**{sku: found.billed[sku] for sku in BilledCounts.model_fields}),
+        billed=BilledCounts(**found.billed),
         usage_source=found.last.usage_source,
         price_version=found.price_version or None,
         cost_usd=format_pico(found.amount_pico),

@@ -153,6 +153,16 @@ class TokenCounts(TypedDict, total=False):
     cached_input: int
     output: int
     reasoning: int
+    audio_ms: int
+
+
+class BilledCounts(TypedDict, total=False):
+    """What is multiplied by a price; nothing is counted twice."""
+
+    input: int
+    cached_input: int
+    output: int
+    audio_second: int
 
 
 class Receipt(TypedDict, total=False):
@@ -172,7 +182,7 @@ class Receipt(TypedDict, total=False):
     stream: bool
     time: str
     usage: TokenCounts
-    billed: TokenCounts
+    billed: BilledCounts
     usage_source: str
     price_version: str | None
     cost_usd: str

@@ -29,8 +29,9 @@ def test_a_receipt_is_exact_and_its_parts_are_disjoint(console: ConsolePlatform)
         endpoint_of(console), key["id"], input=31, cached_input=10, output=9, reasoning=4
     )
     receipt = console.get(f"/api/receipts/{request_id}")
-    assert receipt["usage"] == {"input": 31, "cached_input": 10, "output": 9, "reasoning": 4}
-    assert receipt["billed"] == {"input": 21, "cached_input": 10, "output": 9}
+    expected = {"input": 31, "cached_input": 10, "output": 9, "reasoning": 4, "audio_ms": 0}
+    assert receipt["usage"] == expected
+    assert receipt["billed"] == {"input": 21, "cached_input": 10, "output": 9, "audio_second": 0}
     assert (
         Decimal(receipt["cost_usd"])
         == (21 * Decimal("0.15") + 10 * Decimal("0.075") + 9 * Decimal("0.6")) / 10**6
@@ -56,7 +57,7 @@ def test_a_failed_call_costs_nothing(console: ConsolePlatform) -> None:
     request_id = console.call(endpoint_of(console), "key_x", status="error", input=31, output=9)
     receipt = console.get(f"/api/receipts/{request_id}")
     assert (receipt["status"], receipt["cost_usd"]) == ("error", "0")
-    assert receipt["billed"] == {"input": 0, "cached_input": 0, "output": 0}
+    assert receipt["billed"] == {"input": 0, "cached_input": 0, "output": 0, "audio_second": 0}
     assert receipt["usage"]["input"] == 31
 
 
@@ -122,6 +123,7 @@ def test_usage_is_grouped_with_names(console: ConsolePlatform) -> None:
             "input": 21,
             "cached_input": 10,
             "output": 9,
+            "audio_second": 0,
             "reasoning": 2,
             "endpoint_minute": 0,
             "requests": 2,

@@ -17,6 +17,7 @@ from core.errors import NotFound
 from core.money import round_to_cents
 from metering.close import close_minutes
 from metering.model import Usage
+from metering.summary import usage_summary
 from tests.metering_values import MINUTE, T0, event
 from tests.store.billing_values import CHAT, World, life
 
@@ -37,6 +38,30 @@ def test_a_call_and_a_minute_make_the_lines_one_calculates_by_hand(db: Database)
     world.close(T0 + 10 * MINUTE)
     assert world.preview() == preview
     assert world.check_ledger() == preview.total_pico
+
+
+def test_audio_is_billed_by_the_second_each_call_rounded_up(db: Database) -> None:
+    world = World(db)
+    world.versions["acme/ear"] = [(0, {"audio_second": 100_000_000})]
+    heard = {"model_id": "acme/ear", "operation": "audio.transcriptions"}
+    world.store(
+        event("a", Usage(audio_ms=1_001), **heard),
+        event("b", Usage(audio_ms=1_000), **heard),
+        event("c", Usage(audio_ms=1), **heard),
+        event("d", Usage(audio_ms=9_000), status="error", **heard),
+    )
+    for _ in range(2):  # while the minute is open, and closed
+        [line] = world.preview().lines
+        assert (line.sku, line.model_id, line.quantity) == ("audio_second", "acme/ear", 4)
+        with db.read() as conn:
+            [row] = usage_summary(conn, "org_1", None, T0 - MINUTE, T0 + MINUTE, ["sku"])
+            found = receipt(conn, "a", world.price_at)
+        assert (row.group, dict(row.quantities)) == ({"sku": "audio_second"}, {"audio_second": 4})
+        assert found.billed["audio_second"] == 2
+        assert found.amount_pico == 200_000_000
+        assert found.last.usage["audio_ms"] == 1_001
+        world.close(T0 + 10 * MINUTE)
+    world.check_ledger()
 
 
 def test_a_preview_is_of_one_organization_and_one_period(db: Database) -> None:
@@ -205,7 +230,7 @@ def test_the_total_is_the_same_whatever_is_closed_when(make_db: Any, done: list[
             version = world.price_at(None, "acme/chat", one.ended_ms - one.ended_ms % MINUTE)
             assert version is not None
             if status != "error":
-                expected += sum(q * version.unit_prices[sku] for sku, q in usage.billable().items())
+                expected += sum(q * version.unit_prices[sku] for sku, q in usage.billable().items() if q)
         elif what == "advance":
             now += size
         elif what == "step back":
@@ -242,7 +267,13 @@ def test_a_receipt_shows_all_attempts_and_their_exact_cost(db: Database) -> None
         assert found.status == "completed"
         assert found.amount_pico == 43_500_000 == world.preview().total_pico
         assert found.billed == {"input": 80, "cached_input": 20, "output": 50}
-        assert found.last.usage == {"input": 100, "cached_input": 20, "output": 50, "reasoning": 10}
+        assert found.last.usage == {
+            "input": 100,
+            "cached_input": 20,
+            "output": 50,
+            "reasoning": 10,
+            "audio_ms": 0,
+        }
         assert found.price_version == "acme/chat@0"
         world.close(T0 + 10 * MINUTE)
 

@@ -106,7 +106,11 @@ def test_a_summary_is_the_same_before_and_after_closing(db: Database) -> None:
     assert [summary(world, *g) for g in groups] == before
     (total,) = before[0]
     assert total == UsageRow(
-        {}, {"input": 160, "cached_input": 40, "output": 100, "endpoint_minute": 3}, 3, 1, 20
+        {},
+        {"input": 160, "cached_input": 40, "output": 100, "audio_second": 0, "endpoint_minute": 3},
+        3,
+        1,
+        20,
     )
 
 
