@@ -29,6 +29,7 @@ class Route:
 
     endpoint_id: str
     endpoint_name: str
+    created_ms: int
     org_id: str
     project_id: str
     model_id: str

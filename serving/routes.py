@@ -69,6 +69,7 @@ def _route(connection: Connection, endpoint: Endpoint) -> Route | None:
     return Route(
         endpoint_id=endpoint.id,
         endpoint_name=endpoint.name,
+        created_ms=endpoint.created_ms,
         org_id=endpoint.org_id,
         project_id=endpoint.project_id,
         model_id=spec.id,

@@ -42,6 +42,7 @@ ENDPOINT = "my-mock"
 def make_route(url: str, **changes: Any) -> Route:
     """The route of the usual model to `url` ("" for a server that is stopped)."""
     route = Route(
+        created_ms=1_760_000_000_000,
         endpoint_id="ep_1",
         endpoint_name=ENDPOINT,
         org_id="org_1",

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from core.errors import FareboxError, NotFound, problem
 from core.ids import new_id
 from core.log import get_logger
+from core.version import VERSION
 from functions.api_page import install_api_page
 from functions.gateway import openapi
 from functions.gateway.exchange import Message, Receive, Scope, Send, error_headers
@@ -148,7 +149,7 @@ def _add_metered_route(app: FastAPI, prefix: str, path: str, operation: Operatio
 def _add_service_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/healthz", tags=["service"], summary="The process is alive")
     async def healthz() -> Response:
-        return _json({"status": "ok"})
+        return _json({"status": "ok", "version": VERSION})
 
     @app.get(
         "/readyz",
@@ -232,7 +233,7 @@ def _model(name: str, route: Route) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
-        "created": 0,
+        "created": route.created_ms // 1000,
         "owned_by": "farebox",
         "task": route.task,
         "max_model_len": route.context_length,
