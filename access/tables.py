@@ -1,8 +1,9 @@
-"""Tables of organizations, projects and keys."""
+"""Tables of organizations, projects, keys, limits and budgets."""
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Table, Text, UniqueConstraint
 
 from core.database import metadata
+from core.money_column import Pico
 
 organizations = Table(
     "organizations",
@@ -40,4 +41,41 @@ api_keys = Table(
     Column("revoked_ms", BigInteger, nullable=False),  # 0: not revoked
     Index("ix_api_keys_project_id", "project_id"),
     Index("ix_api_keys_endpoint_id", "endpoint_id"),
+)
+
+# What a key, project, organization or endpoint may do. No row: an endpoint has the defaults, others no limit.
+limits = Table(
+    "limits",
+    metadata,
+    Column("scope_id", Text, primary_key=True),
+    Column("scope", Text, nullable=False),  # key | project | organization | endpoint
+    Column("org_id", Text, nullable=False),
+    Column("requests_per_minute", BigInteger),  # NULL: no limit
+    Column("requests_per_day", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("parallel_requests", BigInteger),
+    Column(
+        "open_on_outage", Boolean, nullable=False
+    ),  # of an organization: serve while limits cannot be checked
+    Column("updated_ms", BigInteger, nullable=False),
+)
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("scope", Text, nullable=False),  # key | project | organization
+    Column("scope_id", Text, nullable=False),
+    Column("org_id", Text, nullable=False),
+    Column("amount_pico", Pico, nullable=False),
+    Column("time_window", Text, nullable=False),  # day | month | total
+    Column("hard", Boolean, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    # What is on record as spent in the window that starts at window_ms (0 for total).
+    Column("window_ms", BigInteger, nullable=False),
+    Column("spent_pico", Pico, nullable=False),
+    Column("version", BigInteger, nullable=False),  # grows with each change of the two above
+    Index("ix_budgets_scope_id", "scope_id"),
+    Index("ix_budgets_org_id", "org_id"),
+    Index("ix_budgets_version", "version"),
 )

@@ -111,7 +111,7 @@ def posted_totals(
 ) -> list[Total]:
     """Quantities on the ledger by invoice line, of minutes closed at `first_open_ms`, and adjustments.
 
-    Summed by quantity: see money_type.py for why not by amount.
+    Summed by quantity: see core/money_column.py for why not by amount.
     """
     transactions, postings = ledger_transactions, ledger_postings
     # An endpoint's minutes are a line of their own; tokens are one line per model over all endpoints.

@@ -2,8 +2,8 @@
 
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, Table, Text
 
-from billing.money_type import Pico
 from core.database import metadata
+from core.money_column import Pico
 
 # One transaction per closed minute (of one key at one endpoint, or of one endpoint); `id` is the minute's id.
 ledger_transactions = Table(
