@@ -59,6 +59,15 @@ class Platform:
         """Every process below the platform's."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def running(self, text: str) -> list[psutil.Process]:
+        """The children whose command line holds `text`; one that has just ended does not count."""
+        found = []
+        for process in self.children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one too
+                if text in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
     def stop(self, number: int = signal.SIGTERM, timeout: float = 60) -> int:
         """Send the signal, wait; the exit status."""
         if self.process.poll() is None:

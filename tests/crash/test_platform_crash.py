@@ -100,7 +100,7 @@ def test_kill_nine_at_random_moments(tmp_path: Path) -> None:
 def _kill(platform: platforms.Platform, *, only_gateway: bool) -> None:
     children = platform.children()
     if only_gateway:
-        gateways = [p for p in children if "functions.gateway.main" in " ".join(p.cmdline())]
+        gateways = platform.running("functions.gateway.main")
         assert gateways, "a gateway runs"
         gateways[0].send_signal(signal.SIGKILL)
         gateways[0].wait(5)

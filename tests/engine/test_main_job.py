@@ -15,7 +15,6 @@ from pathlib import Path
 
 import farebox
 import openai
-import psutil
 import pytest
 from rich.console import Console
 
@@ -63,10 +62,6 @@ def ai(platform: platforms.Platform) -> Iterator[openai.OpenAI]:
         yield ai
 
 
-def _engine_pids(platform: platforms.Platform) -> list[psutil.Process]:
-    return [p for p in platform.children() if "vllm" in " ".join(p.cmdline())]
-
-
 def _engine_counter(client: farebox.Client, name: str) -> int:
     """A counter of the engine's own Prometheus page."""
     url = next(
@@ -79,7 +74,7 @@ def _engine_counter(client: farebox.Client, name: str) -> int:
 def test_first_call_starts_the_engine_and_is_answered(
     platform: platforms.Platform, ai: openai.OpenAI
 ) -> None:
-    assert _engine_pids(platform) == [], "no engine runs before the first call"
+    assert platform.running("vllm") == [], "no engine runs before the first call"
     raw = ai.chat.completions.with_raw_response.create(
         model="sample", messages=MESSAGES, max_tokens=24, temperature=0, stream=True,
         stream_options={"include_usage": True},
@@ -94,7 +89,7 @@ def test_first_call_starts_the_engine_and_is_answered(
     assert receipt["status"] == "completed" and receipt["usage_source"] == "engine"
     assert receipt["usage"]["input"] == usage.prompt_tokens
     assert receipt["usage"]["output"] == usage.completion_tokens
-    assert _engine_pids(platform), "the engine runs now"
+    assert platform.running("vllm"), "the engine runs now"
 
 
 def test_plain_calls_completions_and_models(platform: platforms.Platform, ai: openai.OpenAI) -> None:
@@ -181,7 +176,7 @@ def test_the_preview_equals_the_hand_calculation(platform: platforms.Platform) -
 
 def test_idle_engine_is_stopped_and_wakes_again(platform: platforms.Platform, ai: openai.OpenAI) -> None:
     deadline = time.monotonic() + IDLE_S + 60
-    while _engine_pids(platform):
+    while platform.running("vllm"):
         assert time.monotonic() < deadline, "still running long after the last call"
         time.sleep(0.5)
     with platform.client() as client:
