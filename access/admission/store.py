@@ -1,0 +1,310 @@
+"""SQL of limits and budgets. Every function works in the caller's transaction; readers are told of each change.
+
+In the change feed a policy's kind is `limit` and its ref the scope's id; a balance's kind is `budget`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, insert, select, update
+
+from access.admission.model import (
+    BUDGET_SCOPES,
+    Balance,
+    Budget,
+    BudgetScope,
+    BudgetWindow,
+    Limits,
+    ScopeKind,
+    ScopePolicy,
+    window_start,
+)
+from access.tables import budgets, limits
+from core.changes import record_change
+from core.errors import NotFound
+from core.ids import new_id
+
+_CHUNK = 500
+_LIMIT_NAMES = ("requests_per_minute", "requests_per_day", "tokens_per_minute", "parallel_requests")
+_BUDGET_COLUMNS = [
+    budgets.c[name]
+    for name in ("id", "scope", "scope_id", "org_id", "amount_pico", "time_window", "hard", "created_ms")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLimits:
+    """A scope's own limits."""
+
+    scope: ScopeKind
+    scope_id: str
+    org_id: str
+    limits: Limits
+    open_on_outage: bool
+    updated_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBudget:
+    """A budget and what is on record as spent from it in the window that starts at `window_ms`."""
+
+    budget: Budget
+    window_ms: int
+    spent_pico: int
+    version: int
+
+    def spent_at(self, now_ms: int) -> int:
+        """What is spent in the window of `now_ms`: nothing yet when the record is of an earlier one."""
+        return self.spent_pico if self.window_ms == window_start(self.budget.window, now_ms) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """Money that was spent. The key is "" for what no key caused."""
+
+    at_ms: int
+    org_id: str
+    project_id: str
+    key_id: str
+    amount_pico: int
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def put_limits(connection: Connection, stored: StoredLimits) -> None:
+    """Set a scope's limits, in the place of those it had."""
+    _delete_limits(connection, stored.scope_id)
+    values = {name: getattr(stored.limits, name) for name in _LIMIT_NAMES}
+    connection.execute(
+        insert(limits).values(
+            scope_id=stored.scope_id,
+            scope=stored.scope,
+            org_id=stored.org_id,
+            open_on_outage=stored.open_on_outage,
+            updated_ms=stored.updated_ms,
+            **values,
+        )
+    )
+    record_change(connection, "limit", stored.scope_id, stored.updated_ms)
+
+
+def find_limits(connection: Connection, scope_id: str) -> StoredLimits | None:
+    """The limits that were set for a scope, None: none were."""
+    row = connection.execute(select(limits).where(limits.c.scope_id == scope_id)).first()
+    return None if row is None else _stored_limits(row)
+
+
+def remove_limits(connection: Connection, scope_id: str, now_ms: int) -> None:
+    """From now on the scope has what scopes have by default."""
+    if _delete_limits(connection, scope_id):
+        record_change(connection, "limit", scope_id, now_ms)
+
+
+def _delete_limits(connection: Connection, scope_id: str) -> bool:
+    return connection.execute(delete(limits).where(limits.c.scope_id == scope_id)).rowcount > 0
+
+
+def _stored_limits(row: Row[Any]) -> StoredLimits:
+    values = Limits(**{name: getattr(row, name) for name in _LIMIT_NAMES})
+    return StoredLimits(row.scope, row.scope_id, row.org_id, values, bool(row.open_on_outage), row.updated_ms)
+
+
+# --- budgets --------------------------------------------------------------------------------------
+
+
+def create_budget(
+    connection: Connection,
+    *,
+    scope: BudgetScope,
+    scope_id: str,
+    org_id: str,
+    amount_pico: int,
+    window: BudgetWindow,
+    hard: bool,
+    spent_pico: int,
+    now_ms: int,
+) -> StoredBudget:
+    """A new budget, of which `spent_pico` is spent already in the current window."""
+    assert scope in BUDGET_SCOPES, scope
+    budget = Budget(new_id("budget", now_ms), scope, scope_id, org_id, amount_pico, window, hard, now_ms)
+    stored = StoredBudget(budget, window_start(window, now_ms), spent_pico, now_ms)
+    connection.execute(
+        insert(budgets).values(
+            id=budget.id,
+            scope=scope,
+            scope_id=scope_id,
+            org_id=org_id,
+            amount_pico=amount_pico,
+            time_window=window,
+            hard=hard,
+            created_ms=now_ms,
+            window_ms=stored.window_ms,
+            spent_pico=spent_pico,
+            version=stored.version,
+        )
+    )
+    record_change(connection, "limit", scope_id, now_ms)
+    return stored
+
+
+def get_budget(connection: Connection, budget_id: str) -> StoredBudget:
+    """The budget with that id; NotFound when there is none."""
+    row = connection.execute(select(budgets).where(budgets.c.id == budget_id)).first()
+    if row is None:
+        raise NotFound(f"there is no budget {budget_id!r}; see `farebox budget list`", param="id")
+    return _stored_budget(row)
+
+
+def list_budgets(
+    connection: Connection, *, org_id: str | None = None, limit: int = 50, after: str = ""
+) -> list[StoredBudget]:
+    """Budgets in order of creation: one organization's, or all (for the operator)."""
+    query = select(budgets).where(budgets.c.id > after).order_by(budgets.c.id).limit(limit)
+    if org_id is not None:
+        query = query.where(budgets.c.org_id == org_id)
+    return [_stored_budget(row) for row in connection.execute(query)]
+
+
+def change_budget(
+    connection: Connection, budget_id: str, now_ms: int, *, amount_pico: int | None, hard: bool | None
+) -> StoredBudget:
+    """Another amount (a top-up is a larger one) or kind; what is spent stays spent."""
+    found = get_budget(connection, budget_id)
+    changed = replace(
+        found.budget,
+        amount_pico=found.budget.amount_pico if amount_pico is None else amount_pico,
+        hard=found.budget.hard if hard is None else hard,
+    )
+    connection.execute(
+        update(budgets)
+        .where(budgets.c.id == budget_id)
+        .values(amount_pico=changed.amount_pico, hard=changed.hard)
+    )
+    record_change(connection, "limit", changed.scope_id, now_ms)
+    return get_budget(connection, budget_id)
+
+
+def delete_budget(connection: Connection, budget_id: str, now_ms: int) -> StoredBudget:
+    """Take the budget away; the money that was spent stays on the ledger."""
+    found = get_budget(connection, budget_id)
+    connection.execute(delete(budgets).where(budgets.c.id == budget_id))
+    record_change(connection, "limit", found.budget.scope_id, now_ms)
+    return found
+
+
+def _budget(row: Row[Any]) -> Budget:
+    return Budget(
+        row.id,
+        row.scope,
+        row.scope_id,
+        row.org_id,
+        row.amount_pico,
+        row.time_window,
+        bool(row.hard),
+        row.created_ms,
+    )
+
+
+def _stored_budget(row: Row[Any]) -> StoredBudget:
+    return StoredBudget(_budget(row), row.window_ms, row.spent_pico, row.version)
+
+
+# --- what is spent --------------------------------------------------------------------------------
+
+
+def any_budget(connection: Connection) -> bool:
+    """Whether there is any; where there is none, nothing need be rated."""
+    return connection.execute(select(budgets.c.id).limit(1)).first() is not None
+
+
+def charge(connection: Connection, charges: Sequence[Charge], now_ms: int) -> int:
+    """Count charges in the budgets of their key, project and organization; returns how many budgets moved."""
+    scope_ids = {scope for each in charges for scope in (each.key_id, each.project_id, each.org_id) if scope}
+    moved = 0
+    for found in _locked(connection, sorted(scope_ids)):
+        after = _charged(found, charges)
+        if after != found:
+            moved += 1
+            connection.execute(
+                update(budgets)
+                .where(budgets.c.id == found.budget.id)
+                .values(
+                    window_ms=after.window_ms,
+                    spent_pico=after.spent_pico,
+                    version=max(found.version + 1, now_ms),
+                )
+            )
+    return moved
+
+
+def _charged(stored: StoredBudget, charges: Iterable[Charge]) -> StoredBudget:
+    budget, window_ms, spent_pico = stored.budget, stored.window_ms, stored.spent_pico
+    for each in charges:
+        if budget.scope_id not in (each.key_id, each.project_id, each.org_id) or not each.amount_pico:
+            continue
+        of_charge = window_start(budget.window, each.at_ms)
+        if of_charge > window_ms:
+            window_ms, spent_pico = of_charge, 0
+        if of_charge == window_ms:
+            spent_pico += each.amount_pico
+    return replace(stored, window_ms=window_ms, spent_pico=spent_pico)
+
+
+def _locked(connection: Connection, scope_ids: Sequence[str]) -> list[StoredBudget]:
+    found = []
+    for start in range(0, len(scope_ids), _CHUNK):
+        chunk = scope_ids[start : start + _CHUNK]
+        # In order of id, so that two writers never wait for each other.
+        query = select(budgets).where(budgets.c.scope_id.in_(chunk)).order_by(budgets.c.id).with_for_update()
+        found += [_stored_budget(row) for row in connection.execute(query)]
+    return found
+
+
+def announce_balances(connection: Connection, now_ms: int) -> None:
+    """Tell the gateways to read balances."""
+    record_change(connection, "budget", "*", now_ms)
+
+
+# --- what a gateway reads -------------------------------------------------------------------------
+
+
+def read_policies(connection: Connection) -> list[ScopePolicy]:
+    """Everything that is configured."""
+    found: dict[str, ScopePolicy] = {}
+    for row in connection.execute(select(limits)):
+        stored = _stored_limits(row)
+        found[row.scope_id] = ScopePolicy(
+            stored.scope, stored.scope_id, stored.limits, (), stored.open_on_outage
+        )
+    for row in connection.execute(select(*_BUDGET_COLUMNS).order_by(budgets.c.id)):
+        budget = _budget(row)
+        policy = found.get(budget.scope_id) or ScopePolicy(budget.scope, budget.scope_id)
+        found[budget.scope_id] = replace(policy, budgets=(*policy.budgets, budget))
+    return list(found.values())
+
+
+def read_policy(connection: Connection, scope_id: str) -> ScopePolicy:
+    """What is configured for one scope; without limits and budgets when nothing is."""
+    stored = find_limits(connection, scope_id)
+    rows = connection.execute(
+        select(*_BUDGET_COLUMNS).where(budgets.c.scope_id == scope_id).order_by(budgets.c.id)
+    )
+    owned = tuple(_budget(row) for row in rows)
+    kind: ScopeKind = stored.scope if stored else owned[0].scope if owned else "key"
+    limits_of_it = stored.limits if stored else None
+    return ScopePolicy(kind, scope_id, limits_of_it, owned, stored is not None and stored.open_on_outage)
+
+
+def read_balances(
+    connection: Connection, through: Mapping[str, int], since_version: int = 0
+) -> list[Balance]:
+    """Balances whose version is `since_version` or newer.
+
+    `through` must have been read before: what is recorded in between is then counted twice for a moment, and
+    never missed.
+    """
+    columns = (budgets.c.id, budgets.c.window_ms, budgets.c.spent_pico, budgets.c.version)
+    rows = connection.execute(select(*columns).where(budgets.c.version >= since_version))
+    return [Balance(row.id, row.window_ms, row.spent_pico, row.version, through) for row in rows]
