@@ -38,6 +38,8 @@ def call(console: Console, receipt: Mapping[str, Any], usage: Any, prices: Mappi
     for heading in ("", "tokens", "US$ per million", "US$"):
         table.add_column(heading, justify="left" if not heading else "right")
     for sku, quantity in receipt["billed"].items():
+        if sku not in prices:  # what this kind of model is not billed by
+            continue
         exact = quantity * Decimal(prices[sku]) / 1_000_000
         table.add_row(sku, str(quantity), prices[sku], f"{exact.normalize():f}")
     table.add_row(
