@@ -5,7 +5,7 @@ rest.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,11 +25,18 @@ Operation = Literal[
     "audio.transcriptions",
 ]
 
+FreeOperation = Literal["tokenize", "messages.count_tokens"]  # nothing is generated, nothing billed
+
 MAX_MODEL_NAME = 256
 MAX_CHOICES = 128  # OpenAI's own bound on n
 
 # Members by which a caller could reach into the engine: its queue, its ids, other tenants' cache, its peers.
 PRIVATE_MEMBERS = ("priority", "request_id", "cache_salt", "kv_transfer_params", "ec_transfer_params")
+
+_TEXT_MEMBERS = (
+    *("messages", "prompt", "input", "system", "instructions"),
+    *("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2"),
+)
 
 _members = msgspec.json.Decoder(dict[str, Raw])
 _anything = msgspec.json.Decoder()
@@ -50,8 +57,13 @@ class ModelRequest:
     max_tokens: int | None
 
 
-def parse_request(body: bytes) -> ModelRequest:
-    """Read a request's body. BadRequest: not a JSON object, or one of the few members read here is wrong."""
+def parse_request(
+    body: bytes, limits: Sequence[str] = ("max_completion_tokens", "max_tokens")
+) -> ModelRequest:
+    """Read a request's body. BadRequest: not a JSON object, or one of the few members read here is wrong.
+
+    `limits` are the members that bound the output, the first one given counts.
+    """
     members = _parse_object(body)
     stream = _flag(members, "stream")
     return ModelRequest(
@@ -60,8 +72,16 @@ def parse_request(body: bytes) -> ModelRequest:
         stream=stream,
         wants_usage=_wants_usage(members) and stream,
         choices=_count(members, "n", 1, MAX_CHOICES) or 1,
-        max_tokens=_count(members, "max_completion_tokens", 0) or _count(members, "max_tokens", 0),
+        max_tokens=next((found for name in limits if (found := _count(members, name, 0))), None),
     )
+
+
+def read_member(request: ModelRequest, name: str, kind: type) -> Any:
+    """One more member of a request, None when it is absent or null. BadRequest: it is of another kind."""
+    value = _value(request.members, name)
+    if value is not None and not isinstance(value, kind):
+        raise _wrong_type(name, _KINDS.get(kind, f"a {kind.__name__}"), value)
+    return value
 
 
 def upstream_body(
@@ -87,7 +107,7 @@ def upstream_body(
 def estimate_input_tokens(request: ModelRequest) -> int:
     """A rough count for when the engine gave none: a token per four bytes of text, or per given token id."""
     size = 0
-    for name in ("messages", "prompt", "input"):
+    for name in _TEXT_MEMBERS:
         raw = request.members.get(name)
         if raw is not None:
             try:

@@ -8,6 +8,7 @@ The engine is always asked for usage (see `openai.upstream_body`), so the caller
 """
 
 import re
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -19,7 +20,7 @@ from wire.openai import (
     error_body,
     map_engine_error,
 )
-from wire.sse import DONE, EventSplitter, encode_event, event_data
+from wire.sse import DONE, DONE_EVENT, EventSplitter, encode_event, event_data
 
 _NOTHING = (b"", b'""', b"null", b"[]", b"{}")
 
@@ -94,9 +95,11 @@ _USAGE_AT_END = re.compile(rb'"usage":\s?(?:null|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}
 class StreamFilter:
     """Fed with the engine's bytes, gives the bytes for the caller and keeps the counts."""
 
+    terminator = DONE_EVENT  # goes out last, once the usage event is durable
+
     __slots__ = (
         "_final",
-        "_final_sent",
+        "_final_chunk",
         "_last_chunk",
         "_latest",
         "_per_choice",
@@ -119,7 +122,7 @@ class StreamFilter:
         self._splitter = EventSplitter()
         self._latest: dict[int, EngineUsage] = {}
         self._final: EngineUsage | None = None
-        self._final_sent = False
+        self._final_chunk = b""  # the final usage chunk as the engine wrote it, withheld until the end
         self._last_chunk: _Chunk | None = None
         self.chunks = 0  # events with data, errors and [DONE] not counted
         self.content_chunks = 0  # chunks that carried something generated and no count of it
@@ -172,22 +175,25 @@ class StreamFilter:
             reasoning += counts.reasoning
         return TokenCounts(sum(prompts.values()), cached, output, reasoning)
 
-    def closing_events(self) -> bytes:
-        """The final usage chunk, when the caller asked for one and the engine put its usage elsewhere."""
-        if not self._wants_usage or self._final_sent:
+    def closing_events(self, cost_usd: str = "") -> bytes:
+        """The final usage chunk, when the caller asked for one: the engine's, or made up if it gave none."""
+        if not self._wants_usage:
             return b""
+        if self._final_chunk:
+            return _with_cost(self._final_chunk, cost_usd)
         counts, last = self.counts(), self._last_chunk
         if counts is None or last is None:
             return b""
-        usage = {
+        usage: dict[str, Any] = {
             "prompt_tokens": counts.input,
             "completion_tokens": counts.output,
             "total_tokens": counts.input + counts.output,
             "prompt_tokens_details": {"cached_tokens": counts.cached_input},
             "completion_tokens_details": {"reasoning_tokens": counts.reasoning},
         }
+        if cost_usd:
+            usage["cost_usd"] = cost_usd
         head = {"id": last.id, "object": last.object, "created": last.created, "model": last.model}
-        self._final_sent = True
         return encode_event(_encoder.encode(head | {"choices": [], "usage": usage}))
 
     def _event(self, event: bytes) -> bytes:
@@ -228,8 +234,8 @@ class StreamFilter:
     def _with_usage(self, event: bytes, data: bytes, index: int | None, usage: EngineUsage) -> bytes:
         if index is None:
             self._final = usage
-            self._final_sent = self._wants_usage
-            return event if self._wants_usage else b""
+            self._final_chunk = data if self._wants_usage else b""
+            return b""
         self._latest[index if self._per_choice else 0] = usage
         return _replace_usage(data, null=self._wants_usage)
 
@@ -260,6 +266,18 @@ def _replace_usage(data: bytes, *, null: bool) -> bytes:
         members["usage"] = Raw(b"null")
     else:
         members.pop("usage", None)
+    return encode_event(_encoder.encode(members))
+
+
+def _with_cost(data: bytes, cost_usd: str) -> bytes:
+    """The final usage chunk as an event, with what the call cost beside its counts."""
+    if not cost_usd and b"\n" not in data:
+        return encode_event(data)
+    members = _members.decode(data)
+    usage = _members.decode(members["usage"])
+    if cost_usd:
+        usage["cost_usd"] = Raw(_encoder.encode(cost_usd))
+    members["usage"] = Raw(_encoder.encode(usage))
     return encode_event(_encoder.encode(members))
 
 

@@ -36,6 +36,7 @@ class MeteredCall:
         "_body",
         "_exchange",
         "_gateway",
+        "_gone",
         "_record",
         "_sending",
         "_settling",
@@ -44,7 +45,11 @@ class MeteredCall:
         "_watchdog",
     )
 
-    def __init__(self, gateway: "Gateway", exchange: Exchange, record: CallRecord) -> None:
+    def __init__(
+        self, gateway: "Gateway", exchange: Exchange, record: CallRecord, gone: ServerGone | None = None
+    ) -> None:
+        """`gone`: the fast lane made the first attempt in vain."""
+        self._gone = gone
         self._gateway = gateway
         self._exchange = exchange
         self._record = record
@@ -97,13 +102,17 @@ class MeteredCall:
         gateway, record, route = self._gateway, self._record, self._record.route
         url = route.urls[0] if route.urls else await self._wait_for_server()
         while True:
-            record.sent_ms = gateway.clock.now_ms()
             self._watchdog = Watchdog(self._on_silence, gateway.settings.upstream_first_byte_timeout_s)
             try:
+                if self._gone is not None:
+                    gone, self._gone = self._gone, None
+                    raise gone
+                record.sent_ms = gateway.clock.now_ms()
                 self._answer = await gateway.upstream.post(
                     url,
                     record.operation,
                     self._body,
+                    body_type=record.body_type,
                     route=route,
                     attempt_id=record.attempt_id,
                     caller_headers=self._exchange.headers,
@@ -145,8 +154,9 @@ class MeteredCall:
         if self._exchange.started:
             raise UpstreamFailed("The model server's answer could not be understood.")
         self._record.note_answer(body)
+        shown = self._record.render(body)
         await self._settle("completed", 200)
-        await self._exchange.answer(200, body)
+        await self._exchange.answer(200, shown.data, self._record.cost_headers(), shown.content_type)
 
     async def _relay(self, answer: Answer) -> None:
         """A streamed answer, piece by piece as the caller takes it."""
@@ -180,7 +190,7 @@ class MeteredCall:
                 progress_at = loop.time() + PROGRESS_EVERY_S
                 event = self._record.event("interrupted", 200, self._gateway.clock.now_ms())
                 self._gateway.journal.note_progress(event)
-        last = self._record.end_stream()
+        last = self._record.end_stream(self._gateway.clock.now_ms())
         await self._settle("completed", 200)
         await self._exchange.stop_comments()
         await self._exchange.finish(last)

@@ -25,10 +25,10 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_CLIENT_ID = 128
 BODY_TIMEOUT_S = 60.0  # for a body that did not come in one piece
 _LINGER_S = 2.0
-_FIRST_COMMENT_S = 2.0
+FIRST_COMMENT_S = 2.0
 
-_JSON_TYPE = (b"content-type", b"application/json")
-_STREAM_HEADERS = [
+_JSON = b"application/json"
+STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
@@ -49,6 +49,11 @@ def error_headers(error: FareboxError) -> list[Header]:
     if error.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="farebox"'))
     return headers
+
+
+def encode_error(error: FareboxError) -> bytes:
+    """The body that goes with an error: OpenAI's document."""
+    return _encoder.encode(render_error(error))
 
 
 class Exchange:
@@ -76,7 +81,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(headers)
         self._header_count = len(headers)
         self._header_bytes = sum([len(name) + len(value) for name, value in headers])
-        self.client_request_id = _printable(self.headers.get(b"x-client-request-id", b""))
+        self.client_request_id = printable(self.headers.get(b"x-client-request-id", b""))
         self.started = False
         self.finished = False
         self._receive = receive
@@ -138,11 +143,13 @@ class Exchange:
 
     # -- the answer --
 
-    async def answer(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
-        """A whole JSON answer."""
+    async def answer(
+        self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = _JSON
+    ) -> None:
+        """A whole answer, JSON unless said otherwise."""
         await self.stop_comments()
         length = (b"content-length", str(len(body)).encode())
-        await self._start(status, [_JSON_TYPE, length, *headers])
+        await self._start(status, [(b"content-type", content_type), length, *headers])
         if not self._body_read:
             # Closing on a caller who still writes would reset the connection and lose the answer.
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
@@ -156,18 +163,18 @@ class Exchange:
         extra = [*error_headers(error), *headers]
         if not self._body_read:
             extra.append(_CLOSE)
-        await self.answer(error.status, _encoder.encode(render_error(error)), extra)
+        await self.answer(error.status, encode_error(error), extra)
 
     async def write(self, data: bytes) -> None:
         """A piece of a streamed answer; returns when the caller's connection can take more."""
         if not self.started:
-            await self._start(200, _STREAM_HEADERS)
+            await self._start(200, STREAM_HEADERS)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self, data: bytes) -> None:
         """The last piece of a streamed answer."""
         if not self.started:
-            await self._start(200, _STREAM_HEADERS)
+            await self._start(200, STREAM_HEADERS)
         self.finished = True
         await self._send({"type": "http.response.body", "body": data})
 
@@ -193,7 +200,7 @@ class Exchange:
         The first comment commits the answer to status 200; errors are events of the stream from then on.
         """
         loop = asyncio.get_running_loop()
-        first_s = min(_FIRST_COMMENT_S, every_s)
+        first_s = min(FIRST_COMMENT_S, every_s)
         self._comment_timer = loop.call_later(first_s, self._begin_comments, every_s)
 
     def _begin_comments(self, every_s: float) -> None:
@@ -225,6 +232,6 @@ def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"The request body is larger than the {max_bytes} bytes accepted here.")
 
 
-def _printable(value: bytes) -> bytes:
+def printable(value: bytes) -> bytes:
     """A caller's own id as far as it is harmless: printable ASCII, capped."""
     return bytes(byte for byte in value[:MAX_CLIENT_ID] if 0x20 < byte < 0x7F)

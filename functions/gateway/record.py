@@ -8,8 +8,10 @@ from functools import lru_cache
 
 from access.model import Principal
 from core.errors import UpstreamFailed
+from functions.gateway.figures import Header, cost_headers, cost_usd, metered
 from metering.model import Status, Usage, UsageEvent, UsageSource
 from serving.model import Route
+from wire.dialects import JSON, AnswerStream, Body
 from wire.openai import (
     ModelRequest,
     Operation,
@@ -20,7 +22,6 @@ from wire.openai import (
     upstream_body,
 )
 from wire.openai_stream import StreamFilter
-from wire.sse import DONE_EVENT
 
 
 class CallRecord:
@@ -30,8 +31,10 @@ class CallRecord:
         "_answer_estimate",
         "_input_estimate",
         "attempt",
+        "billed",
         "chunks",
         "counts",
+        "ended_ms",
         "engine_id",
         "finish_reason",
         "first_byte_ms",
@@ -66,14 +69,21 @@ class CallRecord:
         self.engine_id = ""
         self.finish_reason = ""
         self.counts: TokenCounts | None = None  # of a plain answer
-        self.chunks: StreamFilter | None = None  # of a streamed one
+        self.chunks: AnswerStream | None = None  # of a streamed one
         self.refused = False  # by the engine: nothing was produced
+        self.billed = Usage()  # by the event that was made last
+        self.ended_ms = 0
         self._answer_estimate = 0
-        self._input_estimate: int | None = None
+        self._input_estimate: TokenCounts | None = None
 
     @property
     def attempt_id(self) -> str:
         return self.request_id if self.attempt == 1 else f"{self.request_id}:{self.attempt}"
+
+    @property
+    def body_type(self) -> bytes:
+        """Content type of the body for the model server."""
+        return JSON
 
     def upstream_body(self) -> bytes:
         """The body for the model server."""
@@ -83,7 +93,7 @@ class CallRecord:
             self.request,
             served_model=route.served_model,
             continuous_usage=route.continuous_usage,
-            cache_salt=_cache_salt(route.org_id) if salted else None,
+            cache_salt=cache_salt(route.org_id) if salted else None,
         )
 
     def next_attempt(self) -> None:
@@ -104,7 +114,11 @@ class CallRecord:
         if self.operation != "embeddings" and (self.counts is None or not self.counts.output):
             self._answer_estimate = answer.estimate_output_tokens()
 
-    def begin_stream(self) -> StreamFilter:
+    def render(self, body: bytes) -> Body:
+        """A plain answer as the caller gets it."""
+        return Body(JSON, body)
+
+    def begin_stream(self) -> AnswerStream:
         """A streamed answer begins."""
         self.chunks = StreamFilter(
             wants_usage=self.request.wants_usage,
@@ -120,8 +134,11 @@ class CallRecord:
             self._estimated_input()
         self.request.members.clear()
 
-    def end_stream(self) -> bytes:
-        """The server closed its stream: the last bytes for the caller. UpstreamFailed: it was not whole."""
+    def end_stream(self, ended_ms: int) -> bytes:
+        """The server closed its stream: the last bytes for the caller. UpstreamFailed: it was not whole.
+
+        `ended_ms` is the time of the usage event too, so that the cost told here is the one that is billed.
+        """
         chunks = self.chunks
         assert chunks is not None, "begin_stream() was called"
         last = chunks.end()
@@ -132,7 +149,9 @@ class CallRecord:
             raise UpstreamFailed("The model server ended its stream without an answer.")
         if not chunks.complete:
             raise UpstreamFailed("The model server broke off within its answer.")
-        return last + chunks.closing_events() + DONE_EVENT
+        usage, _ = self._usage("completed")
+        self.ended_ms = ended_ms
+        return last + chunks.closing_events(cost_usd(usage, self.route, ended_ms)) + chunks.terminator
 
     @property
     def finished(self) -> bool:
@@ -142,9 +161,12 @@ class CallRecord:
     # -- figures --
 
     def event(self, status: Status, http_status: int, ended_ms: int) -> UsageEvent:
-        """The usage event of the current attempt if it ended now."""
+        """The usage event of the current attempt if it ended now (or when its cost was told)."""
         route, chunks = self.route, self.chunks
         usage, source = self._usage(status)
+        if status == "completed":
+            ended_ms = self.ended_ms = self.ended_ms or ended_ms
+            self.billed = usage
         return UsageEvent(
             request_id=self.request_id,
             org_id=route.org_id,
@@ -176,21 +198,23 @@ class CallRecord:
             return Usage(), "none"
         counts = chunks.counts() if chunks is not None else self.counts
         produced = chunks.content_chunks if chunks is not None else self._answer_estimate
-        if counts is None:
-            return Usage(input=self._estimated_input(), output=produced), "estimated"
-        if counts.input and (counts.output or not produced):
-            return Usage(counts.input, counts.cached_input, counts.output, counts.reasoning), "engine"
-        given = counts.input or self._estimated_input()
-        return Usage(given, min(counts.cached_input, given), counts.output or produced), "estimated"
+        return metered(counts, produced, self._estimated_input)
 
-    def _estimated_input(self) -> int:
+    def cost_headers(self) -> list[Header]:
+        """For a plain answer whose event is made: what it counted and cost."""
+        return cost_headers(self.billed, self.route, self.ended_ms)
+
+    def _estimated_input(self) -> TokenCounts:
         if self._input_estimate is None:
-            self._input_estimate = estimate_input_tokens(self.request)
+            self._input_estimate = self._estimate()
         return self._input_estimate
+
+    def _estimate(self) -> TokenCounts:
+        return TokenCounts(estimate_input_tokens(self.request), 0, 0, 0)
 
 
 @lru_cache(maxsize=4096)
-def _cache_salt(org_id: str) -> str:
+def cache_salt(org_id: str) -> str:
     """One organization's prompts share the engine's prefix cache; nobody can probe another's."""
     return hashlib.sha256(b"farebox prefix cache " + org_id.encode()).hexdigest()[:32]
 

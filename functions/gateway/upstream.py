@@ -14,14 +14,21 @@ from functions.gateway.origin import Target, target_of
 from functions.gateway.pool import Pool
 from functions.gateway.upstream_protocol import ServerGone, UpstreamConnection
 from serving.model import Route
-from wire.openai import Operation
+from wire.openai import FreeOperation, Operation
 
 __all__ = ["PATHS", "Answer", "ServerGone", "Upstream", "read_answer", "request_head"]
 
-PATHS: dict[Operation, str] = {
+PATHS: dict[Operation | FreeOperation, str] = {
     "chat.completions": "/v1/chat/completions",
     "completions": "/v1/completions",
     "embeddings": "/v1/embeddings",
+    "responses": "/v1/responses",
+    "messages": "/v1/messages",
+    "rerank": "/v1/rerank",
+    "score": "/v1/score",
+    "audio.transcriptions": "/v1/audio/transcriptions",
+    "tokenize": "/tokenize",
+    "messages.count_tokens": "/v1/messages/count_tokens",
 }
 MAX_ANSWER_BYTES = 128 * 1024 * 1024  # of an answer that is not streamed
 MAX_ERROR_BYTES = 64 * 1024
@@ -45,12 +52,13 @@ class Upstream:
     async def post(
         self,
         base_url: str,
-        operation: Operation,
+        operation: Operation | FreeOperation,
         body: bytes,
         *,
         route: Route,
         attempt_id: str,
         caller_headers: dict[bytes, bytes],
+        body_type: bytes = b"application/json",
     ) -> "Answer":
         """Send a call; returns once the answer's head is there.
 
@@ -65,6 +73,7 @@ class Upstream:
             attempt_id=attempt_id,
             traceparent=caller_headers.get(b"traceparent"),
             tracestate=caller_headers.get(b"tracestate"),
+            body_type=body_type,
         )
         connection = self.pool.take(target.origin) or await self.pool.connect(target.origin)
         answer = Answer(connection)
@@ -189,18 +198,20 @@ def server_of(base_url: str) -> Target:
 
 def request_head(
     target: Target,
-    operation: Operation,
+    operation: Operation | FreeOperation,
     length: int,
     *,
     route: Route,
     attempt_id: str,
     traceparent: bytes | None = None,
     tracestate: bytes | None = None,
+    body_type: bytes = b"application/json",
 ) -> bytes:
     """The head of a request to a model server. UpstreamFailed: its key is not there."""
     key = _key_of(route) if route.upstream_key_env else ""
-    head = b"%bx-request-id: %b\r\ncontent-length: %d\r\n" % (
+    head = b"%bcontent-type: %b\r\nx-request-id: %b\r\ncontent-length: %d\r\n" % (
         _fixed_head(target, PATHS[operation], key),
+        body_type,
         attempt_id.encode(),
         length,
     )
@@ -215,7 +226,6 @@ def _fixed_head(target: Target, path: str, key: str) -> bytes:
     lines = [
         b"POST %b%b HTTP/1.1" % (target.path_prefix, path.encode()),
         b"host: " + target.host_header,
-        b"content-type: application/json",
         # Compressed, the stream could neither be read for usage nor be passed on piece by piece.
         b"accept-encoding: identity",
     ]

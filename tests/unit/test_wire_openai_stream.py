@@ -66,10 +66,13 @@ def test_the_final_chunk(wants: bool) -> None:
     out = run(stream, chunk("a", usage=usage(3, 1)), chunk("b", usage=usage(3, 2), finish="length"), final)
     assert stream.complete
     assert not stream.done
-    assert decoded(out)[-1] == final if wants else len(decoded(out)) == 2
+    assert len(decoded(out)) == 2
+    assert decoded(stream.closing_events()) == ([final] if wants else [])
+    if wants:
+        [priced] = decoded(stream.closing_events("0.01"))
+        assert priced == final | {"usage": final["usage"] | {"cost_usd": "0.01"}}
     assert stream.feed(b"data: [DONE]\n\n") == b""
     assert stream.done
-    assert stream.closing_events() == b""
     assert stream.counts() == TokenCounts(3, 0, 2, 1)
     assert (stream.engine_id, stream.finish_reason) == ("c1", "length")
 
@@ -79,7 +82,8 @@ def test_usage_given_elsewhere_becomes_a_final_chunk() -> None:
     run(stream, chunk("a"), chunk("b", usage=usage(3, 2), finish="stop"), b"[DONE]")
     [final] = decoded(stream.closing_events())
     assert (final["choices"], final["usage"]["total_tokens"], final["id"]) == ([], 5, "c1")
-    assert stream.closing_events() == b""
+    [priced] = decoded(stream.closing_events("0.5"))
+    assert priced["usage"]["cost_usd"] == "0.5"
     silent = StreamFilter(wants_usage=False)
     run(silent, chunk("b", usage=usage(3, 2)), b"[DONE]")
     assert silent.closing_events() == b""

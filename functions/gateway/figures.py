@@ -1,0 +1,63 @@
+"""From an answer's counts to what is metered, and to what the caller is told it cost. Pure."""
+
+from collections.abc import Callable
+
+from core.money import format_pico
+from metering.model import Usage, UsageSource
+from serving.model import Route
+from wire.openai import TokenCounts
+
+Header = tuple[bytes, bytes]
+
+
+def metered(
+    counts: TokenCounts | None, produced: int, estimate: Callable[[], TokenCounts]
+) -> tuple[Usage, UsageSource]:
+    """The engine's counts as usage; what it left out is estimated, and the whole is marked so.
+
+    `produced` is what came out by our own count, for an engine that gave none; `estimate` what went in.
+    """
+    if counts is not None and counts.input and (counts.output or not produced):
+        return Usage(counts.input, counts.cached_input, counts.output, counts.reasoning), "engine"
+    if counts is not None and counts.audio_ms:
+        return Usage(audio_ms=counts.audio_ms), "engine"
+    guess = estimate()
+    if guess.audio_ms:
+        return Usage(audio_ms=guess.audio_ms), "estimated"
+    if counts is None:
+        return Usage(input=guess.input, output=produced), "estimated"
+    given = counts.input or guess.input
+    return Usage(given, min(counts.cached_input, given), counts.output or produced), "estimated"
+
+
+def cost_usd(usage: Usage, route: Route, at_ms: int) -> str:
+    """The exact cost in US dollars; "" when any part of it has no price yet, or the prices are not known here."""
+    prices = route.unit_prices(at_ms)
+    if not prices:
+        return ""
+    total = 0
+    for sku, quantity in usage.billable().items():
+        if quantity:
+            price = prices.get(sku)
+            if price is None and sku == "cached_input":
+                price = prices.get("input")
+            if price is None:
+                return ""
+            total += quantity * price
+    return format_pico(total)
+
+
+def cost_headers(usage: Usage, route: Route, at_ms: int) -> list[Header]:
+    """The counts and the cost of a plain answer, as headers."""
+    if usage.audio_ms:
+        headers = [(b"x-farebox-audio-seconds", b"%d" % usage.billable()["audio_second"])]
+    else:
+        headers = [
+            (b"x-farebox-input-tokens", b"%d" % usage.input),
+            (b"x-farebox-cached-input-tokens", b"%d" % usage.cached_input),
+            (b"x-farebox-output-tokens", b"%d" % usage.output),
+        ]
+    cost = cost_usd(usage, route, at_ms)
+    if cost:
+        headers.append((b"x-farebox-cost-usd", cost.encode()))
+    return headers
