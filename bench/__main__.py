@@ -23,7 +23,7 @@ from tests.platform import free_port
 NAMES = ("farebox", "envoy", "nginx", "litellm", "direct")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 _MANY = Population(keys=100_000, endpoints=10_000)
-_QUIET = 0.05  # of the measured core; ticks are counted roughly
+_QUIET = 0.05  # of a core; ticks are counted roughly
 _QUICK_MANY = Population(keys=5_000, endpoints=500)
 
 _EPILOG = """\
@@ -121,7 +121,7 @@ def _measure_calls(
         report.notes += suite.notes
         if suite.others and max(suite.others) > _QUIET:
             busy = f"{100 * statistics.median(suite.others):.0f} % (at worst {100 * max(suite.others):.0f} %)"
-            report.notes.append(f"the machine was not quiet: other programs took {busy} of the measured core")
+            report.notes.append(f"the machine was not quiet: other programs took {busy} of a core")
         if "many-keys" in report.samples.by_target:
             report.notes.append(
                 f"many-keys: {many.keys:,} keys and {many.endpoints:,} endpoints, all of them called"

@@ -36,7 +36,7 @@ FIGURES = (
     Figure("p99", "… latency p99", "ms", 2),
     Figure("cpu", "… CPU per request, the process alone", "µs", 1, compared=True),
     Figure("platform_cpu", "… CPU per request, the whole platform", "µs", 1, compared=True),
-    Figure("load_busy", "… load generator and engine's core busy", "%"),
+    Figure("load_busy", "… load generator and engine, share of their core", "%"),
     Figure("one_p50", "plain, 1 connection: latency p50", "ms", 3),
     Figure("one_cpu", "… CPU per request", "µs", 1, compared=True),
     Figure("half_p50", "plain, half its load: added to a direct call p50", "ms", 2),
@@ -62,10 +62,6 @@ class Samples:
         values = self.by_target.setdefault(target, {})
         for key, value in found.items():
             values.setdefault(key, []).append(value)
-
-    def forget(self, target: str) -> None:
-        """A target that failed half way shows nothing."""
-        self.by_target.pop(target, None)
 
     def of(self, target: str, key: str) -> list[float]:
         return self.by_target.get(target, {}).get(key, [])

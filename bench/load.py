@@ -3,12 +3,12 @@
 import json
 import subprocess
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.machine import LOAD_CORE, PROXY_CORE, on_core
+from bench.machine import LOAD_CORE, PROXY_CORE, REST_CORE, on_core
 from bench.toolchain import BenchError
 
 
@@ -28,8 +28,10 @@ class Load:
     ttft_p50_ms: float = 0.0
     ttft_p99_ms: float = 0.0
     cpu_us_chunk: float = 0.0
-    load_core_busy: float = 0.0  # near 1: the load side is the limit, and only CPU figures describe the proxy
-    others: float = 0.0  # share of the measured core that other processes took: what makes figures rough
+    load_side: float = (
+        0.0  # share of their core that load generator and engine took; near 1 they are the limit
+    )
+    others: float = 0.0  # the most that strangers took of one of the two cores: what makes figures rough
     last_error: str = ""
 
 
@@ -52,10 +54,22 @@ def parse_load(text: str) -> Load:
         ttft_p50_ms=found.get("ttft_p50_ms", 0.0),
         ttft_p99_ms=found.get("ttft_p99_ms", 0.0),
         cpu_us_chunk=found.get("cpu_us_chunk", 0.0),
-        load_core_busy=found.get(f"core{LOAD_CORE}", 0.0),
-        others=max(0.0, found[f"core{PROXY_CORE}"] - found["gw_cpu"]) if "gw_cpu" in found else 0.0,
+        load_side=found["load_cpu"] + found.get("up_cpu", 0.0),
+        others=_strangers(found),
         last_error=found.get("last_error", ""),
     )
+
+
+def _strangers(found: Mapping[str, float]) -> float:
+    """From the busy shares of the cores, less what each of our own processes used."""
+    proxy, platform = found.get("gw_cpu"), found.get("aux_cpu", 0.0)
+    load = found[f"core{LOAD_CORE}"] - found["load_cpu"] - found.get("up_cpu", 0.0)
+    if proxy is None:  # a direct call: what happens on the other core does not matter
+        return max(0.0, load)
+    if platform and REST_CORE == LOAD_CORE:
+        load -= platform - proxy  # the control process, of whose family the gateway is
+    measured = found[f"core{PROXY_CORE}"] - proxy if PROXY_CORE != LOAD_CORE else 0.0
+    return max(0.0, load, measured)
 
 
 class Generator:
@@ -99,6 +113,10 @@ class Engine:
         self._process = subprocess.Popen(
             [str(program), "-addr", self.address], stderr=subprocess.DEVNULL, preexec_fn=on_core(LOAD_CORE)
         )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def served(self) -> int:
         """Requests so far."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bench import machine
-from bench.figures import Samples, spread
+from bench.figures import Samples
 from bench.load import Engine, Generator, Load, finish
 from bench.platform_target import VLLM_PACED, PlatformTarget
 from bench.populate import Population
@@ -19,7 +19,9 @@ from bench.targets import PACED, PLAIN, SLOW, Target
 from bench.toolchain import BenchError
 
 STREAMS = 1000
-_MAX_HALF_STREAMS = 256  # beyond, the load generator's own core fills up
+_LOAD_SIDE_AT_MOST = 0.6  # of its core, where latencies are measured: fuller, it would measure itself
+_DISTURBED = 0.15  # of a core taken by strangers: the measurement is repeated
+_REPEATS = 2
 _CHUNKS_PER_S = 100
 _WARM_S = 1.5
 
@@ -39,6 +41,8 @@ class Suite:
         self.samples = Samples()
         self.notes: list[str] = []
         self.others: list[float] = []
+        self._worst = 0.0
+        self._most_streams = 0
         self._swept = False
 
     def run(self) -> Samples:
@@ -59,17 +63,32 @@ class Suite:
     def _rounds(
         self, title: str, measure: Callable[[Target], Mapping[str, float]], names: set[str], rounds: int = 0
     ) -> None:
+        able = [t for t in self.targets if t.name in names]
         for number in range(1, (rounds or self.rounds) + 1):
-            for target in [t for t in self.targets if t.name in names]:
+            for target in list(able):
                 sys.stderr.write(f"bench: {title}, round {number}: {target.name}\n")
                 try:
-                    self.samples.add(target.name, measure(target))
+                    self.samples.add(target.name, self._undisturbed(measure, target))
                 except BenchError as error:
                     if isinstance(target, PlatformTarget) or target.name == "direct":
                         raise
                     self.notes.append(f"{target.name} failed ({title}): {error}")
-                    self.samples.forget(target.name)
-                    self.targets.remove(target)
+                    able.remove(target)
+
+    def _undisturbed(
+        self, measure: Callable[[Target], Mapping[str, float]], target: Target
+    ) -> Mapping[str, float]:
+        """The attempt during which other programs took least of the cores; the first one that will do is kept."""
+        attempts: list[tuple[float, Mapping[str, float]]] = []
+        while True:
+            self._worst = 0.0
+            found = measure(target)
+            attempts.append((self._worst, found))
+            if self._worst <= _DISTURBED or len(attempts) > _REPEATS * (self.rounds > 1):
+                break
+        least, found = min(attempts, key=lambda attempt: attempt[0])
+        self.others.append(least)
+        return found
 
     # -- scenarios --
 
@@ -79,7 +98,7 @@ class Suite:
         served = self.engine.served()
         # 9 s each, begun within 3 s: after 6 s all of them are open.
         length = ("-tokens", "9", "-stagger", "3s", "-warm", "4s", "-d", "3s", "-finish", "60s")
-        run = self.generator.start([*_to(target, SLOW), "-stream", "-c", str(STREAMS), *length])
+        run = self.generator.start([*self._to(target, SLOW), "-stream", "-c", str(STREAMS), *length])
         try:
             time.sleep(6)
             grown = machine.resident_bytes(target.pid) - before
@@ -95,7 +114,7 @@ class Suite:
         control = target.control_cpu_s() if isinstance(target, PlatformTarget) else 0.0
         found = self._load(target, PLAIN, "-c", "32", *self._window(), *self._spread_over_keys(target))
         values = {"rps": found.rps, "p50": found.p50_ms, "p99": found.p99_ms}
-        values["load_busy"] = 100 * found.load_core_busy
+        values["load_busy"] = 100 * found.load_side
         if target.pid:
             values["cpu"] = values["platform_cpu"] = found.cpu_us_request
         if isinstance(target, PlatformTarget):
@@ -112,7 +131,7 @@ class Suite:
     def _half(self, target: Target) -> dict[str, float]:
         # The same rate with and without durable metering, or there would be nothing to compare.
         base = "farebox" if target.name == "memory-journal" else target.name
-        rate = spread(self.samples.of(base, "rps")).median / 2
+        rate = self._median(base, "rps") / 2
         flags = ("-c", "64", "-rate", f"{rate:.0f}", *self._window())
         direct, found = self._load(self._direct(), PLAIN, *flags), self._load(target, PLAIN, *flags)
         return {"half_p50": found.p50_ms - direct.p50_ms, "half_p99": found.p99_ms - direct.p99_ms}
@@ -124,8 +143,12 @@ class Suite:
         return {"chunk_vllm": self._streams(target, VLLM_PACED, 64).cpu_us_chunk}
 
     def _first_token(self, target: Target) -> dict[str, float]:
-        busy_per_stream = spread(self.samples.of(target.name, "chunk")).median * 1e-6 * _CHUNKS_PER_S
-        count = max(1, min(_MAX_HALF_STREAMS, round(0.5 / busy_per_stream)))
+        if not self._most_streams:
+            self._most_streams = int(
+                64 * _LOAD_SIDE_AT_MOST / self._streams(self._direct(), PACED, 64).load_side
+            )
+        busy_per_stream = self._median(target.name, "chunk") * 1e-6 * _CHUNKS_PER_S
+        count = max(1, min(self._most_streams, round(0.5 / busy_per_stream)))
         direct, found = self._streams(self._direct(), PACED, count), self._streams(target, PACED, count)
         return {
             "ttft_p50": found.ttft_p50_ms - direct.ttft_p50_ms,
@@ -133,6 +156,12 @@ class Suite:
         }
 
     # -- parts of them --
+
+    def _median(self, name: str, key: str) -> float:
+        found = self.samples.spread(name, key)
+        if found is None:
+            raise BenchError(f"it depends on {key}, which could not be measured")
+        return found.median
 
     def _streams(self, target: Target, delay: str, count: int) -> Load:
         flags = ("-stream", "-tokens", "64", "-c", str(count), "-stagger", "650ms")
@@ -161,10 +190,9 @@ class Suite:
 
     def _load(self, target: Target, delay: str, *flags: str) -> Load:
         served = self.engine.served()
-        found = self.generator.run([*_to(target, delay), *flags])
+        found = self.generator.run([*self._to(target, delay), *flags])
         self._settle(target, served, found)
-        if target.pid:
-            self.others.append(found.others)
+        self._worst = max(self._worst, found.others)
         return found
 
     def _settle(self, target: Target, served_before: int, found: Load) -> None:
@@ -175,21 +203,13 @@ class Suite:
             )
         target.settle(served)
 
+    def _to(self, target: Target, delay: str) -> list[str]:
+        flags = ["-addr", target.address, "-key", target.key, "-model", target.model(delay)]
+        flags += ["-pid", str(target.pid), "-uppid", str(self.engine.pid)]
+        return [*flags, "-auxpid", str(target.control_pid)] if isinstance(target, PlatformTarget) else flags
+
     def _direct(self) -> Target:
         return next(t for t in self.targets if t.name == "direct")
-
-
-def _to(target: Target, delay: str) -> list[str]:
-    return [
-        "-addr",
-        target.address,
-        "-key",
-        target.key,
-        "-model",
-        target.model(delay),
-        "-pid",
-        str(target.pid),
-    ]
 
 
 def _end(run: "subprocess.Popen[str]") -> None:

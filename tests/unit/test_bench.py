@@ -22,7 +22,9 @@ LINE = {
     "p50_ms": 1.5,
     "p99_ms": 3.0,
     "cpu_ms_req": 0.25,
-    "core0": 0.4,
+    "load_cpu": 0.25,
+    "up_cpu": 0.5,
+    "core0": 0.8,
     "core1": 0.9,
     "gw_cpu": 0.5,
 }
@@ -33,7 +35,17 @@ def test_a_line_of_the_load_generator() -> None:
     assert (found.requests, found.all_requests, found.errors) == (100, 130, 0)
     assert found.cpu_us_request == 250
     assert found.chunks == 0 and found.ttft_p99_ms == 0, "a run without streams has none"
-    assert 0 <= found.others <= 0.5
+    assert found.load_side == 0.75
+
+
+def test_what_strangers_took_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, core in (("LOAD_CORE", 0), ("PROXY_CORE", 1), ("REST_CORE", 0)):
+        monkeypatch.setattr(f"bench.load.{name}", core)
+    assert parse_load(json.dumps(LINE)).others == pytest.approx(0.4), "of the measured core"
+    quiet = LINE | {"core0": 1.0, "core1": 0.52, "aux_cpu": 0.7}
+    assert parse_load(json.dumps(quiet)).others == pytest.approx(0.05), "the control process is no stranger"
+    direct = {key: value for key, value in LINE.items() if key != "gw_cpu"}
+    assert parse_load(json.dumps(direct)).others == pytest.approx(0.05), "the measured core is idle then"
 
 
 def test_a_line_of_a_streaming_run() -> None:
@@ -76,12 +88,13 @@ def test_a_ratio_to_nothing_is_left_out() -> None:
     assert _samples(farebox={"cpu": [1.0]}, envoy={"cpu": [0.0]}).ratio("farebox", "cpu", "envoy") is None
 
 
-def test_a_target_that_failed_shows_nothing() -> None:
+def test_what_was_not_measured_has_no_figure() -> None:
     samples = Samples()
     samples.add("litellm", {"rps": 100.0})
-    samples.forget("litellm")
-    samples.forget("litellm")
-    assert samples.spread("litellm", "rps") is None
+    samples.add("litellm", {"rps": 110.0, "p50": 5.0})
+    assert samples.spread("litellm", "rps") == Spread(105.0, 100.0, 110.0)
+    assert samples.spread("litellm", "stream_kb") is None
+    assert samples.spread("nginx", "rps") is None
 
 
 def test_targets_are_judged_on_the_median() -> None:
