@@ -13,6 +13,7 @@ from core.changes import forget_changes, last_seq
 from core.clock import Clock, SystemClock, minute_floor
 from core.database import Database, open_database
 from core.settings import Settings
+from functions.budgets import BudgetKeeper
 from functions.console.dependencies import ConsoleDependencies
 from functions.meter_sink.handler import MeterSink
 from functions.minute_tick.handler import MinuteTick
@@ -57,10 +58,11 @@ def open_control(settings: Settings) -> Iterator[Control]:
 
 
 def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
-    sink = MeterSink(Relay(settings.journal_path, db, clock))
+    keeper = BudgetKeeper(price_at)
+    sink = MeterSink(Relay(settings.journal_path, db, clock, on_usage=keeper.charge_usage))
     tick = MinuteTick(
         clock,
-        sweep=_Sweeper(db, clock).sweep,
+        sweep=_Sweeper(db, clock, keeper).sweep,
         close=lambda: close_and_post(db, price_at, clock.now_ms(), settings.minute_lateness_s * 1000),
     )
     runtime = LocalRuntime(settings, db, clock)
@@ -76,6 +78,7 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
         sealer=open_sealer(settings.secret_path),
         runtime=runtime,
         catch_up=catch_up,
+        keeper=keeper,
     )
     return Control(settings, clock, db, sink, tick, runtime, console)
 
@@ -83,8 +86,8 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
 class _Sweeper:
     """Sweeps the endpoint minutes, and knows when there cannot be any: same minute, nothing changed."""
 
-    def __init__(self, db: Database, clock: Clock) -> None:
-        self._db, self._clock = db, clock
+    def __init__(self, db: Database, clock: Clock, keeper: BudgetKeeper) -> None:
+        self._db, self._clock, self._keeper = db, clock, keeper
         self._swept: tuple[int, int] | None = None
 
     def sweep(self) -> int:
@@ -111,4 +114,9 @@ class _Sweeper:
                 )
                 for r in rows
             )
-            return sweep(connection, lives, now_ms)
+            recorded: list[tuple[EndpointLife, range]] = []
+            written = sweep(
+                connection, lives, now_ms, on_minutes=lambda life, minutes: recorded.append((life, minutes))
+            )
+            self._keeper.charge_minutes(connection, recorded, now_ms)
+            return written

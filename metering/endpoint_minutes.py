@@ -5,7 +5,7 @@ endpoint was deleted exactly as it began. State does not matter: an endpoint tha
 healthy, still holds its URL and keys.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, insert, select, update
@@ -44,8 +44,18 @@ def minute_event_id(endpoint_id: str, minute_ms: int) -> str:
     return f"{endpoint_id}/{stamp(minute_ms)}/{ENDPOINT_MINUTE_SKU}"
 
 
-def sweep(conn: Connection, lives: Iterable[EndpointLife], now_ms: int, limit: int = MAX_PER_SWEEP) -> int:
-    """Record the minutes that are due, at most `limit`; returns how many. Repeat until fewer than `limit`."""
+def sweep(
+    conn: Connection,
+    lives: Iterable[EndpointLife],
+    now_ms: int,
+    limit: int = MAX_PER_SWEEP,
+    *,
+    on_minutes: Callable[[EndpointLife, range], None] | None = None,
+) -> int:
+    """Record the minutes that are due, at most `limit`; returns how many. Repeat until fewer than `limit`.
+
+    `on_minutes` is told of each endpoint's minutes as they are recorded.
+    """
     first_open = lock_first_open_minute(conn, exclusive=True)  # one sweeper at a time, in PostgreSQL too
     cursors = _read_cursors(conn)
     written = 0
@@ -57,6 +67,8 @@ def sweep(conn: Connection, lives: Iterable[EndpointLife], now_ms: int, limit: i
         if due:
             insert_ignoring(conn, endpoint_minutes, [_row(life, m, max(m, first_open), now_ms) for m in due])
             written += len(due)
+            if on_minutes is not None:
+                on_minutes(life, due)
         _write_cursor(conn, life, cursor, _Cursor(next_minute, finished, life.name))
         if written >= limit:
             break

@@ -6,7 +6,7 @@ gateway goes on from the numbers in it.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,11 +19,14 @@ from core.log import get_logger
 from metering import segment, store
 from metering.ingest import Accepted, Poison, accept, digest, payload_hash
 from metering.journal import source_of
+from metering.model import UsageEvent
 from metering.records import Alarm, QuarantineKind
 from metering.segment import Record, SegmentId
 from metering.store import Cursor, QuarantineRow
 
 MAX_RECORDS = 1000  # in one transaction
+
+OnUsage = Callable[[Connection, Sequence[UsageEvent], int], None]
 
 _log = get_logger(__name__)
 
@@ -108,11 +111,14 @@ class Relay:
         db: Database,
         clock: Clock,
         on_alarm: Callable[[Alarm], None] | None = None,
+        on_usage: OnUsage | None = None,
     ) -> None:
+        """`on_usage` is called in the transaction that stores new events."""
         self._directory = directory
         self._db = db
         self._clock = clock
         self._on_alarm = on_alarm or _log_alarm
+        self._on_usage = on_usage
         self._cursors: dict[str, Cursor] = {}
         self._open: dict[str, bool] = {}  # gateways that may have progress noted: spares a DELETE per batch
         self._lock = threading.Lock()
@@ -212,9 +218,8 @@ class Relay:
                 self._cursors.pop(gateway, None)  # another relay was faster; look again next time
                 return []
             if batch.new_epoch and self._open[gateway]:
-                _settle(conn, intake, batch.cursor.epoch, now_ms)
-            new = _without_known(conn, intake)
-            store.insert_usage(conn, new, now_ms)
+                self._insert(conn, _settled(conn, intake, batch.cursor.epoch), now_ms)
+            self._insert(conn, _without_known(conn, intake), now_ms)
             if self._open[gateway]:
                 store.forget_progress(conn, intake.source, list(intake.usage))
             store.note_progress(conn, intake.source, batch.cursor.epoch, intake.progress, now_ms)
@@ -229,13 +234,18 @@ class Relay:
         self._open[gateway] = still_open
         return intake.alarms
 
+    def _insert(self, conn: Connection, new: list[tuple[Accepted, int]], now_ms: int) -> None:
+        store.insert_usage(conn, new, now_ms)
+        if self._on_usage is not None and new:
+            self._on_usage(conn, [accepted.event for accepted, _ in new], now_ms)
+
     def _delete_consumed(self, cursor: Cursor, segments: list[SegmentId]) -> None:
         for old in segments[:-1]:
             if (old.epoch, old.index) < (cursor.epoch, cursor.segment):
                 (self._directory / old.file_name).unlink(missing_ok=True)
 
 
-def _settle(conn: Connection, intake: _Intake, epoch: int, now_ms: int) -> None:
+def _settled(conn: Connection, intake: _Intake, epoch: int) -> list[tuple[Accepted, int]]:
     """The gateway started anew, so streams of earlier epochs are over: bill what had been delivered."""
     settled: dict[str, Accepted] = {}
     for payload in store.take_progress_before(conn, intake.source, epoch):
@@ -244,7 +254,7 @@ def _settle(conn: Connection, intake: _Intake, epoch: int, now_ms: int) -> None:
             event = msgspec.structs.replace(found.event, status="interrupted")
             settled[event.event_id] = Accepted(found.source, event, payload_hash(event))
     known = store.known_hashes(conn, intake.source, list(settled))
-    store.insert_usage(conn, [(a, 0) for event_id, a in settled.items() if event_id not in known], now_ms)
+    return [(accepted, 0) for event_id, accepted in settled.items() if event_id not in known]
 
 
 def _without_known(conn: Connection, intake: _Intake) -> list[tuple[Accepted, int]]:

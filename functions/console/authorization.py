@@ -42,6 +42,14 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("GET", "/api/receipts"): PROJECT,
     ("GET", "/api/receipts/{request_id}"): ANY_KEY,
     ("GET", "/api/invoices/preview"): ADMIN,
+    ("GET", "/api/limits/{scope}/{scope_id:path}"): ADMIN,
+    ("PUT", "/api/limits/{scope}/{scope_id:path}"): ADMIN,
+    ("DELETE", "/api/limits/{scope}/{scope_id:path}"): ADMIN,
+    ("POST", "/api/budgets"): ADMIN,
+    ("GET", "/api/budgets"): ADMIN,
+    ("GET", "/api/budgets/{budget_id}"): ADMIN,
+    ("PATCH", "/api/budgets/{budget_id}"): ADMIN,
+    ("DELETE", "/api/budgets/{budget_id}"): ADMIN,
 }
 
 _HELD: Final[Mapping[KeyKind, str]] = {

@@ -1,16 +1,18 @@
 """What the console is given by the wiring."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 
 from access.model import Principal
 from access.sealer import Sealer
+from catalog.store import price_at
 from core.clock import Clock
 from core.database import Database
 from core.settings import Settings
+from functions.budgets import BudgetKeeper, HeldReports
 from serving.model import LiveStatus
 
 
@@ -36,6 +38,8 @@ class ConsoleDependencies:
     sealer: Sealer
     runtime: RuntimeView
     catch_up: Callable[[], None]
+    keeper: BudgetKeeper = field(default_factory=lambda: BudgetKeeper(price_at))
+    held: HeldReports = field(default_factory=HeldReports)
 
 
 def _dependencies(request: Request) -> ConsoleDependencies:

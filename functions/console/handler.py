@@ -4,7 +4,17 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
 from functions.api_page import install_api_page
-from functions.console import deployments, endpoints, invoices, keys, models, organizations, usage
+from functions.console import (
+    budgets,
+    deployments,
+    endpoints,
+    invoices,
+    keys,
+    limits,
+    models,
+    organizations,
+    usage,
+)
 from functions.console.dependencies import ConsoleDependencies
 from functions.console.middleware import MAX_BODY_BYTES, Edge
 from functions.console.problems import install_problems
@@ -44,7 +54,7 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
         responses={status: {"model": Problem, "description": why} for status, why in _REFUSALS.items()},
     )
     app.state.dependencies = deps
-    groups = (organizations, keys, models, endpoints, deployments, usage, invoices)
+    groups = (organizations, keys, models, endpoints, deployments, usage, invoices, limits, budgets)
     for group in groups:
         app.include_router(group.router)
     app.state.routes = [route for group in groups for route in group.router.routes]

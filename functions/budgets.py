@@ -1,0 +1,167 @@
+"""What budgets have spent, kept by the control process: usage is rated and charged as it is recorded.
+
+A charge is in the transaction that records the usage, so the balance includes exactly the events before the
+journal's cursor, and a gateway knows which of its own calls it must still add.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from sqlalchemy import Connection, Row, func, or_, select
+
+from access.admission.model import BudgetWindow, window_start
+from access.admission.store import Charge, announce_balances, any_budget, charge
+from billing.model import PriceAt
+from billing.rate import Prices, rate
+from billing.receipts import UNBILLED
+from core.changes import forget_changes
+from metering.endpoint_minutes import EndpointLife
+from metering.model import Usage, UsageEvent
+from metering.records import ENDPOINT_MINUTE_SKU
+from metering.tables import endpoint_minutes, usage_events
+
+_ANNOUNCE_EVERY_MS = 1000
+_FORGET_EVERY_MS = 3_600_000
+_DAY_MS = 86_400_000
+_SILENT_MS = 10_000
+
+
+class BudgetKeeper:
+    """Charges budgets. Its methods work in the transaction of what they charge for."""
+
+    def __init__(self, price_at: PriceAt) -> None:
+        self._price_at = price_at
+        self._announced_ms = 0
+        self._forgot_ms = 0
+
+    def charge_usage(self, connection: Connection, events: Sequence[UsageEvent], now_ms: int) -> None:
+        """These events are being recorded."""
+        if not any_budget(connection):
+            return
+        prices = Prices(connection, self._price_at)
+        charges = [self._charge_of(event, prices) for event in events if event.status != UNBILLED]
+        moved = charge(connection, charges, now_ms)
+        # The gateway counts its own calls until it hears of them here, so nothing depends on haste, except for
+        # those that it does not know: of a gateway that was killed.
+        unknown = any(event.status == "interrupted" for event in events)
+        if moved and (unknown or abs(now_ms - self._announced_ms) >= _ANNOUNCE_EVERY_MS):
+            self._announce(connection, now_ms)
+
+    def charge_minutes(
+        self, connection: Connection, minutes: Iterable[tuple[EndpointLife, Sequence[int]]], now_ms: int
+    ) -> None:
+        """These minutes of endpoints are being recorded."""
+        if not any_budget(connection):
+            return
+        prices = Prices(connection, self._price_at)
+        charges = [
+            Charge(at_ms, life.org_id, life.project_id, "", _minute_cost(prices, life.model_id, at_ms))
+            for life, recorded in minutes
+            for at_ms in recorded
+        ]
+        if charge(connection, charges, now_ms):
+            self._announce(connection, now_ms)
+
+    def _charge_of(self, event: UsageEvent, prices: Prices) -> Charge:
+        cost = _cost(event.usage.billable(), event.model_id, event.ended_ms, prices)
+        return Charge(event.ended_ms, event.org_id, event.project_id, event.key_id, cost)
+
+    def _announce(self, connection: Connection, now_ms: int) -> None:
+        self._announced_ms = now_ms
+        announce_balances(connection, now_ms)
+        if now_ms - self._forgot_ms >= _FORGET_EVERY_MS:
+            self._forgot_ms = now_ms
+            forget_changes(connection, now_ms - _DAY_MS)
+
+    def spent_so_far(
+        self, connection: Connection, scope_id: str, org_id: str, window: BudgetWindow, now_ms: int
+    ) -> int:
+        """What the scope spent in the current day or month; a budget without end begins with nothing spent.
+
+        The caller holds the lock of the first open minute, so that nothing is recorded meanwhile.
+        """
+        if window == "total":
+            return 0
+        start_ms = window_start(window, now_ms)
+        prices = Prices(connection, self._price_at)
+        calls = sum(
+            _cost(_quantities(row), row.model_id, row.service_minute_ms, prices)
+            for row in _usage_since(connection, scope_id, org_id, start_ms)
+        )
+        minutes = sum(
+            int(row.minutes) * _minute_cost(prices, row.model_id, row.service_minute_ms)
+            for row in _minutes_since(connection, scope_id, org_id, start_ms)
+        )
+        return calls + minutes
+
+
+def _cost(quantities: dict[str, int], model_id: str, at_ms: int, prices: Prices) -> int:
+    """Exact; what has no price costs nothing until it has one (billing holds it, with an alarm)."""
+    items, _ = rate(quantities, prices.at(model_id, at_ms))
+    return sum(item.amount_pico for item in items)
+
+
+def _minute_cost(prices: Prices, model_id: str, at_ms: int) -> int:
+    return _cost({ENDPOINT_MINUTE_SKU: 1}, model_id, at_ms, prices)
+
+
+def _usage_since(
+    connection: Connection, scope_id: str, org_id: str, start_ms: int
+) -> Iterable[Row[tuple[object, ...]]]:
+    table = usage_events
+    # Each call's seconds are rounded up before they are summed, as on its receipt.
+    seconds = (table.c.audio_ms + 999) // 1000
+    billed = (
+        table.c.org_id == org_id,
+        table.c.ended_ms >= start_ms,
+        table.c.status != UNBILLED,
+        or_(table.c.org_id == scope_id, table.c.project_id == scope_id, table.c.key_id == scope_id),
+    )
+    return connection.execute(
+        select(
+            table.c.model_id,
+            table.c.service_minute_ms,
+            func.sum(table.c.input).label("input"),
+            func.sum(table.c.cached_input).label("cached_input"),
+            func.sum(table.c.output).label("output"),
+            func.sum(seconds).label("audio_second"),
+        )
+        .where(*billed)
+        .group_by(table.c.model_id, table.c.service_minute_ms)
+    )
+
+
+def _quantities(row: Row[tuple[object, ...]]) -> dict[str, int]:
+    usage = Usage(int(row.input), int(row.cached_input), int(row.output))
+    return usage.billable() | {"audio_second": int(row.audio_second)}
+
+
+def _minutes_since(
+    connection: Connection, scope_id: str, org_id: str, start_ms: int
+) -> Iterable[Row[tuple[object, ...]]]:
+    table = endpoint_minutes
+    return connection.execute(
+        select(table.c.model_id, table.c.service_minute_ms, func.count().label("minutes"))
+        .where(
+            table.c.org_id == org_id,
+            table.c.service_minute_ms >= start_ms,
+            or_(table.c.org_id == scope_id, table.c.project_id == scope_id),
+        )
+        .group_by(table.c.model_id, table.c.service_minute_ms)
+    )
+
+
+class HeldReports:
+    """What calls in flight hold of budgets, as the gateways last told; forgotten when they fall silent."""
+
+    def __init__(self) -> None:
+        self._by_gateway: dict[str, tuple[int, Mapping[str, int]]] = {}
+
+    def report(self, gateway: str, held: Mapping[str, int], at_ms: int) -> None:
+        """The gateway's holds are these, by budget id."""
+        self._by_gateway[gateway] = (at_ms, held)
+
+    def held(self, budget_id: str, now_ms: int) -> int:
+        """The sum over the gateways that reported lately."""
+        return sum(
+            held.get(budget_id, 0) for at_ms, held in self._by_gateway.values() if now_ms - at_ms < _SILENT_MS
+        )
