@@ -4,8 +4,9 @@ It is not a setting of the product on purpose. `python -m bench.memory_gateway u
 gateway's journal replaced; without arguments it is that gateway.
 """
 
+import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,10 @@ class MemoryJournal:
 
     async def append(self, event: UsageEvent) -> None:
         self.events += 1
+
+    def append_nowait(self, event: UsageEvent, on_done: Callable[[Exception | None], None]) -> None:
+        self.events += 1
+        asyncio.get_running_loop().call_soon(on_done, None)
 
     def note_progress(self, event: UsageEvent) -> None:
         pass
