@@ -30,6 +30,8 @@ class UsageJournal(Protocol):
 
     async def append(self, event: UsageEvent) -> None: ...
 
+    def append_nowait(self, event: UsageEvent, on_done: Callable[[Exception | None], None]) -> None: ...
+
     def note_progress(self, event: UsageEvent) -> None: ...
 
     def check(self) -> None: ...
@@ -77,6 +79,7 @@ class Gateway:
         self.activity = Activity(dependencies.control, dependencies.clock)
         self.in_flight = 0
         self.draining = False
+        self.interrupt_fast_calls: Callable[[], None] = lambda: None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -91,6 +94,8 @@ class Gateway:
         """The reverse. The journal stays open: who opened it closes it, so calls cut now are settled first."""
         self.draining = True
         await self.waiting.close()
+        # uvicorn has cancelled the tasks of the slow lane; here are none to cancel.
+        self.interrupt_fast_calls()
         await self._until_idle(_SETTLE_S)
         for task in self._tasks:
             task.cancel()

@@ -20,13 +20,15 @@ from core.version import VERSION
 from functions.api_page import install_api_page
 from functions.gateway import openapi
 from functions.gateway.exchange import Message, Receive, Scope, Send, error_headers
+from functions.gateway.fast_lane import FastLane
+from functions.gateway.fast_protocol import FastLaneProtocol, protocol_class
 from functions.gateway.gateway import Gateway, GatewayDependencies
 from functions.gateway.hot import OPERATIONS, HotRoutes, authenticate, hot_route, route_name, unknown_model
 from functions.gateway.proxy import ControlProxy
 from serving.model import Route
 from wire.openai import Operation, render_error
 
-__all__ = ["Gateway", "GatewayDependencies", "create_gateway"]
+__all__ = ["Gateway", "GatewayDependencies", "create_gateway", "fast_protocol"]
 
 _log = get_logger(__name__)
 
@@ -59,6 +61,12 @@ def create_gateway(dependencies: GatewayDependencies) -> FastAPI:
     app.add_exception_handler(FareboxError, _on_our_error)
     app.add_exception_handler(Exception, _on_unknown_error)
     return app
+
+
+def fast_protocol(app: FastAPI) -> type[FastLaneProtocol]:
+    """For `uvicorn.Config(http=...)`: the fast lane before the application. Needs a running event loop."""
+    assert isinstance(app, _GatewayApp), "made by create_gateway"
+    return protocol_class(FastLane(app.state.gateway), app.hot)
 
 
 class _GatewayApp(FastAPI):

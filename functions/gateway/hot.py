@@ -3,6 +3,8 @@
 Refused calls end here and leave no usage event: nothing was produced.
 """
 
+from collections.abc import Awaitable
+
 from access.keys import MAX_KEY_LENGTH, hash_key
 from access.model import Principal
 from core.errors import BadRequest, FareboxError, Forbidden, NotFound, Unauthenticated
@@ -13,6 +15,7 @@ from functions.gateway.exchange import Exchange, HangUp, Receive, Scope, Send
 from functions.gateway.gateway import Gateway
 from functions.gateway.lookups import RouteName
 from functions.gateway.record import CallRecord
+from functions.gateway.upstream import ServerGone
 from serving.model import Route
 from wire.openai import ModelRequest, Operation, parse_request
 
@@ -50,7 +53,7 @@ def hot_route(path: str) -> tuple[Operation, str] | None:
 
 async def authenticate(gateway: Gateway, headers: dict[bytes, bytes]) -> Principal:
     """The holder of the key in the headers. Unauthenticated says what is wrong with it."""
-    key = _presented_key(headers)
+    key = presented_key(headers)
     if not key:
         raise Unauthenticated(
             "You did not provide an API key. Send it in the header 'Authorization: Bearer YOUR_KEY'."
@@ -67,7 +70,7 @@ async def authenticate(gateway: Gateway, headers: dict[bytes, bytes]) -> Princip
     raise Unauthenticated(_REFUSALS.get(answer, _REFUSALS["unknown"]))
 
 
-def _presented_key(headers: dict[bytes, bytes]) -> str:
+def presented_key(headers: dict[bytes, bytes]) -> str:
     scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
     if credentials and scheme.lower() == b"bearer":
         return credentials.strip().decode("latin-1")
@@ -92,6 +95,30 @@ def unknown_model(model: str, endpoint_name: str) -> NotFound:
     return NotFound(f"{text} {advice}", code="model_not_found", param="model")
 
 
+def warm_call(
+    gateway: Gateway, headers: dict[bytes, bytes], body: bytes, operation: Operation, endpoint_name: str
+) -> CallRecord | None:
+    """What `HotRoutes` finds out about a call, if all of it is known already and a server is ready; else None.
+
+    May also raise what `HotRoutes` would refuse the call with: either way it is the one to ask.
+    """
+    received_ms = gateway.clock.now_ms()
+    key = presented_key(headers)
+    if not key or len(key) > MAX_KEY_LENGTH:
+        return None
+    principal = gateway.lookups.principals.peek(hash_key(key))
+    if principal is None or principal.kind == "admin" or 0 < principal.expires_ms <= received_ms:
+        return None
+    request = parse_request(body)
+    model = request.model or ""
+    if not model and not endpoint_name:
+        return None
+    route = gateway.lookups.routes.peek(route_name(principal, endpoint_name, model))
+    if route is None or not route.urls or operation not in _OPERATIONS_OF_TASK.get(route.task, ()):
+        return None
+    return CallRecord(new_id("req", received_ms), operation, principal, request, route, received_ms)
+
+
 class HotRoutes:
     """Serves every path that `hot_route` knows."""
 
@@ -101,12 +128,33 @@ class HotRoutes:
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, operation: Operation, endpoint_name: str
     ) -> None:
-        gateway = self._gateway
-        received_ms = gateway.clock.now_ms()
+        received_ms = self._gateway.clock.now_ms()
         exchange = Exchange(scope, receive, send, new_id("req", received_ms))
-        gateway.in_flight += 1
+        self._gateway.in_flight += 1
+        await self._serve(exchange, self._admitted(exchange, operation, endpoint_name, received_ms))
+
+    async def resume(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        record: CallRecord,
+        gone: ServerGone,
+        *,
+        started: bool,
+    ) -> None:
+        """Go on with a call of the fast lane, which counted it in: its server was gone before the first byte."""
+        exchange = Exchange(scope, receive, send, record.request_id)
+        exchange.started = started
+        await self._serve(exchange, self._resumed(exchange, record, gone))
+
+    async def _resumed(self, exchange: Exchange, record: CallRecord, gone: ServerGone) -> MeteredCall:
+        await exchange.read_body(self._gateway.settings.max_body_bytes)  # empty: it was read
+        return MeteredCall(self._gateway, exchange, record, gone)
+
+    async def _serve(self, exchange: Exchange, admitted: Awaitable[MeteredCall]) -> None:
         try:
-            call = await self._admitted(exchange, operation, endpoint_name, received_ms)
+            call = await admitted
             await call.run()
         except HangUp:
             pass  # before anything was done for the caller
@@ -117,7 +165,7 @@ class HotRoutes:
             if not exchange.started:
                 await exchange.answer_error(FareboxError(f"Internal error in request {exchange.request_id}."))
         finally:
-            gateway.in_flight -= 1
+            self._gateway.in_flight -= 1
             await exchange.close()
 
     async def _admitted(

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from core.errors import FareboxError
 from core.log import configure_logging, get_logger
 from core.settings import Settings, load_settings
-from functions.gateway.handler import create_gateway
+from functions.gateway.handler import create_gateway, fast_protocol
 from functions.gateway.wiring import open_gateway
 from functions.supervisor import parent_gone
 
@@ -55,7 +55,7 @@ async def _serve(settings: Settings) -> None:
 def _server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=fast_protocol(app),
         loop="none",
         lifespan="on",
         log_config=None,

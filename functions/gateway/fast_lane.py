@@ -1,0 +1,159 @@
+"""The fast lane: metered calls about which everything is known, from parser callback to parser callback.
+
+What is not warm or not usual goes to the ASGI application instead (`fast_protocol.py` does that), so that
+refusals, cold starts, second attempts and odd requests are written once.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Protocol
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from core.errors import FareboxError
+from core.log import get_logger
+from functions.gateway.exchange import (
+    STREAM_HEADERS,
+    Header,
+    encode_error,
+    error_headers,
+    printable,
+)
+from functions.gateway.fast_call import FastCall
+from functions.gateway.gateway import Gateway
+from functions.gateway.hot import warm_call
+from functions.gateway.record import CallRecord
+from functions.gateway.upstream import ServerGone
+from wire.openai import Operation
+
+_log = get_logger(__name__)
+_JSON_HEADERS = [(b"content-type", b"application/json")]
+
+
+class Caller(Protocol):
+    """A caller's connection."""
+
+    call: FastCall | None
+    gone: bool
+    keep_alive: bool
+    client_request_id: bytes
+
+    def write(self, data: bytes) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def answer_over(self) -> None:
+        """The last byte was written."""
+        ...
+
+    def go_on_slowly(self, record: CallRecord, gone: ServerGone, *, started: bool) -> None:
+        """The slow lane takes over a call whose server was gone before the first byte."""
+        ...
+
+    def default_headers(self) -> list[Header]: ...
+
+
+class FastLane:
+    """What all calls of the lane share."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.deadlines = gateway.deadlines
+        self.loop = asyncio.get_running_loop()
+        self._calls: set[FastCall] = set()
+        self._default_headers: list[Header] | None = None
+        self._prefixes: dict[tuple[int, bool], bytes] = {}
+        gateway.interrupt_fast_calls = self.interrupt
+
+    def begin(
+        self,
+        caller: Caller,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        operation: Operation,
+        endpoint_name: str,
+    ) -> bool:
+        """Serve a request, or False: the slow lane has to, and nothing has been done for it here."""
+        gateway = self.gateway
+        gateway.in_flight += 1
+        record = None
+        try:
+            gateway.check_admission()
+            record = warm_call(gateway, headers, body, operation, endpoint_name)
+        except FareboxError:
+            pass  # refused; the slow lane says why
+        except Exception:
+            _log.exception("the fast lane failed; the slow one goes on")
+        if record is None:
+            gateway.in_flight -= 1
+            return False
+        client_id = headers.get(b"x-client-request-id")
+        caller.client_request_id = printable(client_id) if client_id else b""
+        call = caller.call = FastCall(self, caller, record)
+        self._calls.add(call)
+        call.begin(headers.get(b"traceparent"), headers.get(b"tracestate"))
+        return True
+
+    def over(self, call: FastCall, caller: Caller) -> None:
+        """A call is over, its answer written."""
+        self._calls.discard(call)
+        self.gateway.in_flight -= 1
+        if not caller.gone:
+            caller.answer_over()
+
+    def hand_over(self, call: FastCall, caller: Caller, gone: ServerGone, *, started: bool) -> None:
+        """The call needs a second attempt. It stays in flight: the slow lane counts it out."""
+        self._calls.discard(call)
+        caller.go_on_slowly(call.record, gone, started=started)
+
+    def interrupt(self) -> None:
+        """Settle and end every call now: the process is about to."""
+        for call in list(self._calls):
+            call.interrupt()
+
+    # -- heads of answers, as uvicorn writes them --
+
+    def plain_answer(
+        self, caller: Caller, request_id: str, status: int, body: bytes, more: Iterable[Header] = ()
+    ) -> bytes:
+        """A whole JSON answer."""
+        head = b"%bcontent-length: %d\r\n%b" % (
+            self._prefix(caller, status, stream=False),
+            len(body),
+            self._rest(caller, request_id, more),
+        )
+        return head + body
+
+    def error_answer(self, caller: Caller, request_id: str, error: FareboxError) -> bytes:
+        """An error as OpenAI's document."""
+        return self.plain_answer(caller, request_id, error.status, encode_error(error), error_headers(error))
+
+    def stream_head(self, caller: Caller, request_id: str) -> bytes:
+        """The head of a streamed answer."""
+        more = [(b"transfer-encoding", b"chunked")]
+        return self._prefix(caller, 200, stream=True) + self._rest(caller, request_id, more)
+
+    def _rest(self, caller: Caller, request_id: str, more: Iterable[Header]) -> bytes:
+        rest = b"".join([b"%b: %b\r\n" % header for header in more])
+        client_id = caller.client_request_id
+        return b"%bx-request-id: %b\r\n%b%b\r\n" % (
+            rest,
+            request_id.encode(),
+            b"x-client-request-id: %b\r\n" % client_id if client_id else b"",
+            b"" if caller.keep_alive else b"connection: close\r\n",
+        )
+
+    def _prefix(self, caller: Caller, status: int, *, stream: bool) -> bytes:
+        """What is the same for all answers of a second: uvicorn makes new default headers when the date changes."""
+        headers = caller.default_headers()
+        if headers is not self._default_headers:
+            self._default_headers = headers
+            self._prefixes.clear()
+        prefix = self._prefixes.get((status, stream))
+        if prefix is None:
+            lines = [
+                b"%b: %b\r\n" % header
+                for header in (*headers, *(STREAM_HEADERS if stream else _JSON_HEADERS))
+            ]
+            prefix = self._prefixes[status, stream] = STATUS_LINE[status] + b"".join(lines)
+        return prefix
