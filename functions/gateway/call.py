@@ -112,6 +112,7 @@ class MeteredCall:
                     url,
                     record.operation,
                     self._body,
+                    body_type=record.body_type,
                     route=route,
                     attempt_id=record.attempt_id,
                     caller_headers=self._exchange.headers,
@@ -153,8 +154,9 @@ class MeteredCall:
         if self._exchange.started:
             raise UpstreamFailed("The model server's answer could not be understood.")
         self._record.note_answer(body)
+        shown = self._record.render(body)
         await self._settle("completed", 200)
-        await self._exchange.answer(200, body)
+        await self._exchange.answer(200, shown.data, self._record.cost_headers(), shown.content_type)
 
     async def _relay(self, answer: Answer) -> None:
         """A streamed answer, piece by piece as the caller takes it."""
@@ -188,7 +190,7 @@ class MeteredCall:
                 progress_at = loop.time() + PROGRESS_EVERY_S
                 event = self._record.event("interrupted", 200, self._gateway.clock.now_ms())
                 self._gateway.journal.note_progress(event)
-        last = self._record.end_stream()
+        last = self._record.end_stream(self._gateway.clock.now_ms())
         await self._settle("completed", 200)
         await self._exchange.stop_comments()
         await self._exchange.finish(last)

@@ -27,7 +27,7 @@ BODY_TIMEOUT_S = 60.0  # for a body that did not come in one piece
 _LINGER_S = 2.0
 FIRST_COMMENT_S = 2.0
 
-_JSON_TYPE = (b"content-type", b"application/json")
+_JSON = b"application/json"
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -143,11 +143,13 @@ class Exchange:
 
     # -- the answer --
 
-    async def answer(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
-        """A whole JSON answer."""
+    async def answer(
+        self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = _JSON
+    ) -> None:
+        """A whole answer, JSON unless said otherwise."""
         await self.stop_comments()
         length = (b"content-length", str(len(body)).encode())
-        await self._start(status, [_JSON_TYPE, length, *headers])
+        await self._start(status, [(b"content-type", content_type), length, *headers])
         if not self._body_read:
             # Closing on a caller who still writes would reset the connection and lose the answer.
             await self._send({"type": "http.response.body", "body": body, "more_body": True})

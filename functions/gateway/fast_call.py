@@ -24,7 +24,8 @@ from functions.gateway.upstream import (
 )
 from functions.gateway.upstream_protocol import UpstreamConnection
 from metering.model import Status
-from wire.openai_stream import StreamFilter, error_event
+from wire.dialects import AnswerStream
+from wire.openai_stream import error_event
 from wire.sse import WAITING_COMMENT
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class FastCall:
         self._connecting: asyncio.Task[None] | None = None
         self._status = 0
         self._headers: dict[bytes, bytes] | None = None
-        self._chunks: StreamFilter | None = None
+        self._chunks: AnswerStream | None = None
         self._parts: list[bytes] = []  # of an answer that is not streamed
         self._size = 0
         self._max_bytes = MAX_ANSWER_BYTES
@@ -218,7 +219,7 @@ class FastCall:
 
     def _end_stream(self) -> None:
         try:
-            self._last = self.record.end_stream()
+            self._last = self.record.end_stream(self._gateway.clock.now_ms())
         except Exception as error:
             self._fail(self._expected(error))
             return
@@ -331,7 +332,8 @@ class FastCall:
             else:
                 caller.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(self._last), self._last))
         else:
-            caller.write(self._lane.plain_answer(caller, self.record.request_id, 200, self._last))
+            costs = self.record.cost_headers()
+            caller.write(self._lane.plain_answer(caller, self.record.request_id, 200, self._last, costs))
         self._leave()
         self._lane.over(self, caller)
 
