@@ -26,6 +26,7 @@ Operation = Literal[
 ]
 
 FreeOperation = Literal["tokenize", "messages.count_tokens"]  # nothing is generated, nothing billed
+FREE_OPERATIONS: tuple[FreeOperation, ...] = ("tokenize", "messages.count_tokens")
 
 MAX_MODEL_NAME = 256
 MAX_CHOICES = 128  # OpenAI's own bound on n
@@ -64,7 +65,7 @@ def parse_request(
 
     `limits` are the members that bound the output, the first one given counts.
     """
-    members = _parse_object(body)
+    members = parse_object(body)
     stream = _flag(members, "stream")
     return ModelRequest(
         members=members,
@@ -130,7 +131,8 @@ def _text_bytes(value: Any) -> int:
     return 0
 
 
-def _parse_object(body: bytes) -> dict[str, Raw]:
+def parse_object(body: bytes) -> dict[str, Raw]:
+    """The members of a JSON object, still encoded. BadRequest: it is none."""
     try:
         return _members.decode(body)
     except msgspec.ValidationError as error:

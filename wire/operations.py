@@ -1,13 +1,14 @@
 """The operations whose bodies are not read by `wire/openai.py`, each with its dialect."""
 
+from collections.abc import Mapping
+
 from wire.anthropic import MessagesDialect
 from wire.audio import TranscriptionDialect
 from wire.dialects import Dialect
-from wire.openai import Operation
 from wire.pooling import PoolingDialect
 from wire.responses import ResponsesDialect
 
-DIALECTS: dict[Operation, Dialect] = {
+DIALECTS: Mapping[str, Dialect] = {
     "responses": ResponsesDialect(),
     "messages": MessagesDialect(),
     "rerank": PoolingDialect(results="results"),
