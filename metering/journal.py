@@ -27,7 +27,7 @@ from wire.cloudevents import encode_event
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 MAX_BATCH = 4096
-COMMIT_EVERY_S = 0.002
+COMMIT_EVERY_S = 0.003
 PROGRESS_EVERY_S = 0.25  # progress notes are gathered this long, so a thousand streams cost one write
 PROBE_EVERY_S = 1.0
 PROBE_BYTES = 1024 * 1024
@@ -156,6 +156,11 @@ class Journal:
                 f"{self._bytes_on_disk} bytes of usage wait for the ledger; the bound is {self._max_bytes}",
                 retry_after_s=5,
             )
+
+    @property
+    def last_sequence(self) -> int:
+        """Number of the newest event that is on disk; asked when an event is durable: its own number or a later one."""
+        return self._seq - 1
 
     def depth(self) -> tuple[int, int]:
         """Events not yet durable, and bytes of journal on disk (measured every second)."""
