@@ -10,7 +10,7 @@ FareboxError
 └── TooLarge 413
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -18,12 +18,14 @@ class FareboxError(Exception):
     """Base: `status` is the HTTP status, `code` a stable word for programs, `message` for people.
 
     `param` names the offending field (dotted path), `retry_after_s` is given where a retry makes sense, and
-    `extra` holds further members for the two renderers (problem+json and OpenAI's error object).
+    `extra` holds further members for the two renderers (problem+json and OpenAI's error object), `headers`
+    further headers of the answer.
     """
 
     status = 500
     code = "internal_error"
     retryable = False
+    headers: Sequence[tuple[bytes, bytes]] = ()
 
     def __init__(
         self,

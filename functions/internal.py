@@ -12,6 +12,7 @@ from serving.model import WakeStatus
 
 MAX_WAIT_MS = 3_600_000
 MAX_DEPLOYMENTS = 10_000
+MAX_BUDGETS = 100_000
 
 
 class Runtime(Protocol):
@@ -29,7 +30,22 @@ class Activity(BaseModel):
     last_ms: int = Field(ge=0)
 
 
-def internal_router(runtime: Runtime) -> APIRouter:
+class HeldReport(BaseModel):
+    """What the calls in flight of one gateway hold of budgets, in pico-dollars."""
+
+    gateway: str = Field(max_length=200)
+    held: dict[str, Annotated[int, Field(ge=0)]] = Field(max_length=MAX_BUDGETS)
+
+
+class Accounts(Protocol):
+    """The part of the books that the gateway needs."""
+
+    def catch_up(self) -> None: ...
+
+    def report_held(self, gateway: str, held: dict[str, int]) -> None: ...
+
+
+def internal_router(runtime: Runtime, accounts: Accounts | None = None) -> APIRouter:
     """The routes, for an app that renders FareboxError itself."""
     router = APIRouter(prefix="/internal", include_in_schema=False)
 
@@ -48,13 +64,27 @@ def internal_router(runtime: Runtime) -> APIRouter:
         runtime.report_activity({name: calls.model_dump() for name, calls in activity.items()})
         return Response(status_code=204)
 
+    @router.post("/catch-up", status_code=204)
+    def catch_up() -> Response:
+        """Answers when everything in the journals is on record, and charged to budgets."""
+        if accounts is not None:
+            accounts.catch_up()
+        return Response(status_code=204)
+
+    @router.post("/budgets/held", status_code=204)
+    def report_held(report: HeldReport) -> Response:
+        """For whoever looks at a budget."""
+        if accounts is not None:
+            accounts.report_held(report.gateway, report.held)
+        return Response(status_code=204)
+
     return router
 
 
-def create_internal(runtime: Runtime) -> FastAPI:
+def create_internal(runtime: Runtime, accounts: Accounts | None = None) -> FastAPI:
     """The routes as an app of their own."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(internal_router(runtime))
+    app.include_router(internal_router(runtime, accounts))
 
     @app.exception_handler(FareboxError)
     async def failed(request: Request, error: FareboxError) -> JSONResponse:

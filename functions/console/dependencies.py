@@ -41,6 +41,10 @@ class ConsoleDependencies:
     keeper: BudgetKeeper = field(default_factory=lambda: BudgetKeeper(price_at))
     held: HeldReports = field(default_factory=HeldReports)
 
+    def report_held(self, gateway: str, held: dict[str, int]) -> None:
+        """From a gateway: what calls in flight hold of budgets."""
+        self.held.report(gateway, held, self.clock.now_ms())
+
 
 def _dependencies(request: Request) -> ConsoleDependencies:
     found = request.app.state.dependencies

@@ -78,6 +78,7 @@ class MeteredCall:
             await self._fail(FareboxError(f"Internal error in request {self._exchange.request_id}."))
         finally:
             self._leave_server()
+            self._gateway.limits.release(self._record)
             activity.end(self._record.route.deployment_id)
 
     # -- the way there --
@@ -127,7 +128,7 @@ class MeteredCall:
                         code="model_unavailable",
                         retry_after_s=2,
                     ) from gone
-                await self._settle("error", 502)
+                await self._settle("error", 502, last=False)
                 self._settling = False
                 record.next_attempt()
                 if self._stop_reason is not None:
@@ -188,8 +189,9 @@ class MeteredCall:
                 break
             if loop.time() >= progress_at:
                 progress_at = loop.time() + PROGRESS_EVERY_S
-                event = self._record.event("interrupted", 200, self._gateway.clock.now_ms())
-                self._gateway.journal.note_progress(event)
+                now_ms = self._gateway.clock.now_ms()
+                self._gateway.journal.note_progress(self._record.event("interrupted", 200, now_ms))
+                self._gateway.limits.keep(self._record, now_ms)
         last = self._record.end_stream(self._gateway.clock.now_ms())
         await self._settle("completed", 200)
         await self._exchange.stop_comments()
@@ -256,8 +258,11 @@ class MeteredCall:
                 extra={"request_id": self._exchange.request_id, "reason": error.message},
             )
 
-    async def _settle(self, status: Status, http_status: int) -> None:
-        """Return when the attempt's usage event is durable; cancellation does not stop it."""
+    async def _settle(self, status: Status, http_status: int, *, last: bool = True) -> None:
+        """Return when the attempt's usage event is durable; cancellation does not stop it.
+
+        What is reserved for the call is settled with its last attempt.
+        """
         self._settling = True
         event = self._record.event(status, http_status, self._gateway.clock.now_ms())
         append = asyncio.ensure_future(self._gateway.journal.append(event))
@@ -266,3 +271,6 @@ class MeteredCall:
         except asyncio.CancelledError:
             await asyncio.wait({append})
             raise
+        finally:
+            if last and not append.cancelled() and append.exception() is None:
+                self._gateway.limits.settle(self._record)

@@ -14,6 +14,7 @@ from serving.model import WakeStatus
 # The host is not looked up: the connector always opens the socket.
 _BASE = "http://control"
 _CONNECT_S = 2.0
+_CATCH_UP_S = 60.0  # a crash may have left much
 _MARGIN_S = 5.0  # how much longer than asked an answer may take
 
 
@@ -64,6 +65,19 @@ class ControlClient:
         status, _ = await self._call("POST", "/internal/activity", msgspec.json.encode(activity), _MARGIN_S)
         if status >= 300:
             raise Unavailable(f"the control process answered {status} to an activity report")
+
+    async def catch_up(self) -> None:
+        """Return when everything that is durable in the journals is on record."""
+        status, _ = await self._call("POST", "/internal/catch-up", None, _CATCH_UP_S)
+        if status >= 300:
+            raise Unavailable(f"the control process answered {status} to a request to catch up")
+
+    async def report_held(self, gateway: str, held: Mapping[str, int]) -> None:
+        """Tell what calls in flight hold of budgets: pico-dollars by budget id."""
+        body = msgspec.json.encode({"gateway": gateway, "held": held})
+        status, _ = await self._call("POST", "/internal/budgets/held", body, _MARGIN_S)
+        if status >= 300:
+            raise Unavailable(f"the control process answered {status} to a report of holds")
 
     async def ping(self) -> None:
         """Return when the control process answers at all."""

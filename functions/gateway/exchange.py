@@ -6,6 +6,7 @@ The only file of the hot path that knows ASGI.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -43,9 +44,11 @@ class HangUp(Exception):  # not a failure: the caller left
 
 def error_headers(error: FareboxError) -> list[Header]:
     """The headers that go with an error: when to come again, how to authenticate."""
-    headers = []
+    headers = list(error.headers)
     if error.retry_after_s is not None:
-        headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+        # Rounded up: who comes when the time is not quite over comes in vain.
+        headers.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after_s))))
+        headers.append((b"retry-after-ms", b"%d" % round(error.retry_after_s * 1000)))
     if error.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="farebox"'))
     return headers
@@ -71,6 +74,7 @@ class Exchange:
         "client_request_id",
         "finished",
         "headers",
+        "more_headers",
         "request_id",
         "started",
     )
@@ -84,6 +88,7 @@ class Exchange:
         self.client_request_id = printable(self.headers.get(b"x-client-request-id", b""))
         self.started = False
         self.finished = False
+        self.more_headers: Iterable[Header] = ()  # of whatever is answered
         self._receive = receive
         self._send = send
         self._body_read = False
@@ -180,7 +185,7 @@ class Exchange:
 
     async def _start(self, status: int, headers: Iterable[Header]) -> None:
         self.started = True
-        ours = [(b"x-request-id", self.request_id.encode())]
+        ours = [*self.more_headers, (b"x-request-id", self.request_id.encode())]
         if self.client_request_id:
             ours.append((b"x-client-request-id", self.client_request_id))
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *ours]})

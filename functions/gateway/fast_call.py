@@ -179,7 +179,9 @@ class FastCall:
         elif now >= self._progress_at:
             self._progress_at = now + PROGRESS_EVERY_S
             gateway = self._gateway
-            gateway.journal.note_progress(self.record.event("interrupted", 200, gateway.clock.now_ms()))
+            now_ms = gateway.clock.now_ms()
+            gateway.journal.note_progress(self.record.event("interrupted", 200, now_ms))
+            gateway.limits.keep(self.record, now_ms)
 
     def answer_ended(self) -> None:
         self._connection = None
@@ -255,7 +257,7 @@ class FastCall:
 
     def _start(self, data: bytes) -> None:
         self._started = True
-        head = self._lane.stream_head(self._caller, self.record.request_id)
+        head = self._lane.stream_head(self._caller, self.record)
         self._caller.write(b"%b%x\r\n%b\r\n" % (head, len(data), data))
 
     # -- time --
@@ -320,6 +322,9 @@ class FastCall:
             )
             if self._failure is None:
                 self._failure = self._expected(error)
+            self._gateway.limits.release(self.record)
+        else:
+            self._gateway.limits.settle(self.record)
         caller = self._caller
         if caller.gone:
             pass
@@ -333,7 +338,7 @@ class FastCall:
                 caller.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(self._last), self._last))
         else:
             costs = self.record.cost_headers()
-            caller.write(self._lane.plain_answer(caller, self.record.request_id, 200, self._last, costs))
+            caller.write(self._lane.plain_answer(caller, self.record, 200, self._last, costs))
         self._leave()
         self._lane.over(self, caller)
 
@@ -342,7 +347,7 @@ class FastCall:
             event = error_event(error.status, error.message, error.code, error.param)
             self._caller.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
         else:
-            self._caller.write(self._lane.error_answer(self._caller, self.record.request_id, error))
+            self._caller.write(self._lane.error_answer(self._caller, self.record, error))
 
     def _leave_server(self) -> None:
         """Close the connection unless the answer was read to its end: the server then stops its work."""

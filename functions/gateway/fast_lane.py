@@ -22,6 +22,7 @@ from functions.gateway.exchange import (
 from functions.gateway.fast_call import FastCall
 from functions.gateway.gateway import Gateway
 from functions.gateway.hot import warm_call
+from functions.gateway.limiter import limit_headers
 from functions.gateway.record import CallRecord
 from functions.gateway.upstream import ServerGone
 from wire.openai import Operation
@@ -114,31 +115,31 @@ class FastLane:
     # -- heads of answers, as uvicorn writes them --
 
     def plain_answer(
-        self, caller: Caller, request_id: str, status: int, body: bytes, more: Iterable[Header] = ()
+        self, caller: Caller, record: CallRecord, status: int, body: bytes, more: Iterable[Header] = ()
     ) -> bytes:
         """A whole JSON answer."""
         head = b"%bcontent-length: %d\r\n%b" % (
             self._prefix(caller, status, stream=False),
             len(body),
-            self._rest(caller, request_id, more),
+            self._rest(caller, record, more),
         )
         return head + body
 
-    def error_answer(self, caller: Caller, request_id: str, error: FareboxError) -> bytes:
+    def error_answer(self, caller: Caller, record: CallRecord, error: FareboxError) -> bytes:
         """An error as OpenAI's document."""
-        return self.plain_answer(caller, request_id, error.status, encode_error(error), error_headers(error))
+        return self.plain_answer(caller, record, error.status, encode_error(error), error_headers(error))
 
-    def stream_head(self, caller: Caller, request_id: str) -> bytes:
+    def stream_head(self, caller: Caller, record: CallRecord) -> bytes:
         """The head of a streamed answer."""
         more = [(b"transfer-encoding", b"chunked")]
-        return self._prefix(caller, 200, stream=True) + self._rest(caller, request_id, more)
+        return self._prefix(caller, 200, stream=True) + self._rest(caller, record, more)
 
-    def _rest(self, caller: Caller, request_id: str, more: Iterable[Header]) -> bytes:
-        rest = b"".join([b"%b: %b\r\n" % header for header in more])
+    def _rest(self, caller: Caller, record: CallRecord, more: Iterable[Header]) -> bytes:
+        rest = b"".join([b"%b: %b\r\n" % header for header in (*more, *limit_headers(record))])
         client_id = caller.client_request_id
         return b"%bx-request-id: %b\r\n%b%b\r\n" % (
             rest,
-            request_id.encode(),
+            record.request_id.encode(),
             b"x-client-request-id: %b\r\n" % client_id if client_id else b"",
             b"" if caller.keep_alive else b"connection: close\r\n",
         )

@@ -14,6 +14,7 @@ from core.settings import Settings
 from functions.gateway.activity import Activity
 from functions.gateway.control import ControlClient
 from functions.gateway.deadlines import Deadlines
+from functions.gateway.limiter import Limiter, Limiting, no_limits
 from functions.gateway.lookups import KeyAnswer, Lookups, RouteName
 from functions.gateway.upstream import Upstream
 from functions.gateway.waking import WaitingRoom
@@ -50,6 +51,7 @@ class GatewayDependencies:
     list_routes: Callable[[RouteName], list[Route]]  # of a key; the model name is not looked at
     poll_changes: Callable[[int], list[Change]]  # the change feed after a sequence number
     last_seq: Callable[[], int]  # the newest sequence number of the change feed
+    limiting: Limiting | None = None  # None: no limits and no budgets
 
 
 class Gateway:
@@ -67,6 +69,10 @@ class Gateway:
             resolve_route=dependencies.resolve_route,
             poll_changes=dependencies.poll_changes,
             last_seq=dependencies.last_seq,
+            on_policy=lambda change: self.limits.changed(change),
+        )
+        self.limits = Limiter(
+            dependencies.limiting or no_limits(), self.clock, self.settings, dependencies.control
         )
         self.upstream = Upstream(settings)
         self.deadlines = Deadlines(self.upstream.pool.expire)
@@ -88,7 +94,9 @@ class Gateway:
         self.deadlines.start()
         await self.control.open()
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self.lookups.run()), loop.create_task(self.activity.run())]
+        await self.limits.start()
+        runs = (self.lookups.run(), self.activity.run(), self.limits.run())
+        self._tasks = [loop.create_task(each) for each in runs]
 
     async def stop(self) -> None:
         """The reverse. The journal stays open: who opened it closes it, so calls cut now are settled first."""
@@ -103,6 +111,7 @@ class Gateway:
             await asyncio.wait(self._tasks)
         with contextlib.suppress(Unavailable):
             await self.activity.report()
+        await self.limits.stop()
         self.deadlines.stop()
         self.upstream.close()
         await self.control.close()
@@ -136,6 +145,8 @@ class Gateway:
             found.append(f"journal: {error.message}")
         if not self.lookups.database_reachable:
             found.append("database: the change feed cannot be read")
+        if not self.limits.ready:
+            found.append("limits: not loaded yet")
         try:
             await self.control.ping()
         except FareboxError as error:

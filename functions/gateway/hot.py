@@ -13,6 +13,7 @@ from core.log import get_logger
 from functions.gateway.call import MeteredCall
 from functions.gateway.exchange import Exchange, HangUp, Receive, Scope, Send
 from functions.gateway.gateway import Gateway
+from functions.gateway.limiter import limit_headers
 from functions.gateway.lookups import RouteName
 from functions.gateway.record import CallRecord
 from functions.gateway.upstream import ServerGone
@@ -103,6 +104,8 @@ def warm_call(
     May also raise what `HotRoutes` would refuse the call with: either way it is the one to ask.
     """
     received_ms = gateway.clock.now_ms()
+    if gateway.limits.waits:
+        return None
     key = presented_key(headers)
     if not key or len(key) > MAX_KEY_LENGTH:
         return None
@@ -116,7 +119,9 @@ def warm_call(
     route = gateway.lookups.routes.peek(route_name(principal, endpoint_name, model))
     if route is None or not route.urls or operation not in _OPERATIONS_OF_TASK.get(route.task, ()):
         return None
-    return CallRecord(new_id("req", received_ms), operation, principal, request, route, received_ms)
+    record = CallRecord(new_id("req", received_ms), operation, principal, request, route, received_ms)
+    gateway.limits.admit(record, body)
+    return record
 
 
 class HotRoutes:
@@ -146,7 +151,11 @@ class HotRoutes:
         """Go on with a call of the fast lane, which counted it in: its server was gone before the first byte."""
         exchange = Exchange(scope, receive, send, record.request_id)
         exchange.started = started
-        await self._serve(exchange, self._resumed(exchange, record, gone))
+        exchange.more_headers = limit_headers(record)
+        try:
+            await self._serve(exchange, self._resumed(exchange, record, gone))
+        finally:
+            self._gateway.limits.release(record)
 
     async def _resumed(self, exchange: Exchange, record: CallRecord, gone: ServerGone) -> MeteredCall:
         await exchange.read_body(self._gateway.settings.max_body_bytes)  # empty: it was read
@@ -175,12 +184,15 @@ class HotRoutes:
         gateway.check_admission()
         exchange.check_headers()
         principal = await authenticate(gateway, exchange.headers)
-        # The body is not bound to a name: it would live as long as the answer streams.
-        request = parse_request(await exchange.read_body(gateway.settings.max_body_bytes))
+        body = await exchange.read_body(gateway.settings.max_body_bytes)
+        request = parse_request(body)
         route = await self._route(principal, operation, endpoint_name, request)
         if not route.urls:
             gateway.waiting.check_room(route.deployment_id)
         record = CallRecord(exchange.request_id, operation, principal, request, route, received_ms)
+        if (waiting := gateway.limits.admit(record, body)) is not None:
+            await waiting
+        exchange.more_headers = limit_headers(record)
         return MeteredCall(gateway, exchange, record)
 
     async def _route(

@@ -32,6 +32,7 @@ class RouteName(NamedTuple):
 MAX_HITS = 200_000
 MAX_MISSES = 20_000
 CLEAR = "clear"
+_POLICY_KINDS = ("limit", "budget")
 POLL_EVERY_S = 0.5
 FEED_SILENT_S = 5.0  # without a successful poll for this long, the database counts as unreachable
 
@@ -143,10 +144,13 @@ class Lookups:
         resolve_route: Callable[[RouteName], Route | None],
         poll_changes: Callable[[int], list[Change]],
         last_seq: Callable[[], int],
+        on_policy: Callable[[Change | None], None] = lambda _: None,
     ) -> None:
+        """`on_policy` hears of changed limits and budgets; None: anything may have changed."""
         self._clock = clock
         self._poll_changes = poll_changes
         self._last_seq = last_seq
+        self._on_policy = on_policy
         self.principals: LookupCache[str, Principal, str] = LookupCache(
             find_principal, Principal, lambda principal: principal.key_id, MAX_HITS
         )
@@ -188,6 +192,7 @@ class Lookups:
             self._seq = await asyncio.to_thread(self._last_seq)
             self.principals.clear()
             self.routes.clear()
+            self._on_policy(None)
         while True:
             batch = await asyncio.to_thread(self._poll_changes, self._seq)
             self._polled_ms = self._clock.monotonic_ms()
@@ -202,6 +207,9 @@ class Lookups:
         if gap or change.kind == CLEAR:
             self.principals.clear()
             self.routes.clear()
+            self._on_policy(None)
+        elif change.kind in _POLICY_KINDS:
+            self._on_policy(change)
         elif change.kind == "key":
             self.principals.forget(change.ref)
         elif change.kind == "deployment":

@@ -6,6 +6,7 @@ Pure: no I/O, no clock.
 import hashlib
 from functools import lru_cache
 
+from access.admission.model import Figures, Grant
 from access.model import Principal
 from core.errors import UpstreamFailed
 from functions.gateway.figures import Header, cost_headers, cost_usd, metered
@@ -36,12 +37,16 @@ class CallRecord:
         "counts",
         "ended_ms",
         "engine_id",
+        "figures",
         "finish_reason",
         "first_byte_ms",
+        "grant",
+        "last_event",
         "operation",
         "principal",
         "received_ms",
         "refused",
+        "renew_at_ms",
         "request",
         "request_id",
         "route",
@@ -73,6 +78,10 @@ class CallRecord:
         self.refused = False  # by the engine: nothing was produced
         self.billed = Usage()  # by the event that was made last
         self.ended_ms = 0
+        self.last_event: UsageEvent | None = None
+        self.grant: Grant | None = None  # what is reserved for it, until it is settled
+        self.figures: tuple[Figures | None, Figures | None] = (None, None)  # of requests and tokens
+        self.renew_at_ms = 0
         self._answer_estimate = 0
         self._input_estimate: TokenCounts | None = None
 
@@ -167,7 +176,7 @@ class CallRecord:
         if status == "completed":
             ended_ms = self.ended_ms = self.ended_ms or ended_ms
             self.billed = usage
-        return UsageEvent(
+        event = self.last_event = UsageEvent(
             request_id=self.request_id,
             org_id=route.org_id,
             project_id=route.project_id,
@@ -189,6 +198,7 @@ class CallRecord:
             engine_request_id=chunks.engine_id if chunks is not None else self.engine_id,
             finish_reason=chunks.finish_reason if chunks is not None else self.finish_reason,
         )
+        return event
 
     def _usage(self, status: Status) -> tuple[Usage, UsageSource]:
         """The engine's latest counts; what it left out is estimated and the whole marked so."""

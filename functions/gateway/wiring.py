@@ -7,6 +7,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from access.admission.book import PolicyBook
+from access.admission.memory import MemoryAdmission
+from access.admission.model import Balance, ScopePolicy
+from access.admission.store import read_balances, read_policies, read_policy
 from access.store import key_status, principal_by_hash
 from core.changes import Change, last_seq, read_changes
 from core.clock import SystemClock
@@ -15,8 +19,10 @@ from core.errors import Conflict
 from core.settings import Settings
 from functions.gateway.control import ControlClient
 from functions.gateway.gateway import GatewayDependencies
+from functions.gateway.limiter import Limiting
 from functions.gateway.lookups import KeyAnswer, RouteName
 from metering.journal import Journal
+from metering.store import read_cursor
 from serving.model import Route
 from serving.routes import list_routes, resolve
 
@@ -32,6 +38,10 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayDependencies]
     db = open_database(settings.sql_url, pool_size=_READERS)
     journal = await _open_journal(settings, clock)
     reads = _Reads(db, clock)
+    book = PolicyBook()
+    limiting = Limiting(
+        MemoryAdmission(book, GATEWAY_NAME), book, GATEWAY_NAME, lambda: journal.last_sequence, reads
+    )
     try:
         yield GatewayDependencies(
             settings=settings,
@@ -43,6 +53,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayDependencies]
             list_routes=reads.list_routes,
             poll_changes=reads.poll_changes,
             last_seq=reads.last_seq,
+            limiting=limiting,
         )
     finally:
         await journal.close()
@@ -89,6 +100,19 @@ class _Reads:
     def poll_changes(self, after_seq: int) -> list[Change]:
         with self._db.read() as connection:
             return read_changes(connection, after_seq)
+
+    def read_policies(self) -> list[ScopePolicy]:
+        with self._db.read() as connection:
+            return read_policies(connection)
+
+    def read_policy(self, scope_id: str) -> ScopePolicy:
+        with self._db.read() as connection:
+            return read_policy(connection, scope_id)
+
+    def read_balances(self, since_version: int) -> list[Balance]:
+        with self._db.read() as connection:
+            through = {GATEWAY_NAME: read_cursor(connection, GATEWAY_NAME).last_seq}
+            return read_balances(connection, through, since_version)
 
     def last_seq(self) -> int:
         with self._db.read() as connection:

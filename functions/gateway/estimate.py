@@ -1,0 +1,137 @@
+"""The worst case of a call before it is sent: what is reserved until the true figures are known. Pure.
+
+Two figures of the input, because they answer two questions:
+
+- tokens per minute: a token per three bytes of the body, and some for the chat template. More than prose, code
+  and Chinese, Japanese or Korean text come to in the tokenizers in use; denser text (long runs of digits, base64)
+  is corrected when the engine has counted.
+- money: a token per byte, which no tokenizer with byte fallback can exceed, so that no hard budget is overdrawn.
+
+Both end at the context length, which the engine enforces, and start there when the body holds or points to
+pictures, sound or documents: their tokens do not show in its size.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from metering.model import Usage
+from serving.model import Route
+from wire.openai import ModelRequest, Operation
+
+BYTES_PER_TOKEN = 3
+TEMPLATE_TOKENS = 64  # a default system prompt, the turns' marks
+TEMPLATE_TOKENS_AT_MOST = 512  # with a template's words about tools
+LEAST_AUDIO_BYTES_PER_S = 500  # speech codecs do not go below 4 kbit/s
+
+_NO_OUTPUT: frozenset[Operation] = frozenset({"embeddings", "rerank", "score"})
+_LISTS: Mapping[Operation, str] = {"completions": "prompt", "embeddings": "input"}
+# As members of the body: within a text the quotes would be escaped.
+_MEDIA = (
+    b'_url"',
+    b'"image"',
+    b'"document"',
+    b'"audio"',
+    b'"input_audio"',
+    b'"input_image"',
+    b'"input_file"',
+    b'"file"',
+)
+_items = msgspec.json.Decoder(list[Raw])
+
+
+class WorstCase(NamedTuple):
+    """What a call can come to at most."""
+
+    tokens: int
+    cost_pico: int | None  # None: some of it has no price
+
+
+def worst_case(
+    operation: Operation, request: ModelRequest, route: Route, body: bytes, at_ms: int
+) -> WorstCase:
+    """The worst case of a call that begins now."""
+    prices = _dearest_prices(route, at_ms)
+    if operation == "audio.transcriptions":
+        seconds = len(body) // LEAST_AUDIO_BYTES_PER_S + 1
+        return WorstCase(0, _cost({"audio_second": seconds}, prices))
+    prompts = _prompts(operation, request)
+    context = route.context_length
+    room = context * prompts if context else 1 << 40  # of all prompts together
+    if _has_media(body):
+        given = bound = room if context else len(body)
+    else:
+        given = min(len(body) // BYTES_PER_TOKEN + TEMPLATE_TOKENS * prompts, room)
+        bound = min(len(body) + TEMPLATE_TOKENS_AT_MOST * prompts, room)
+    answers = request.choices * prompts
+    output = 0
+    if operation not in _NO_OUTPUT:
+        each = request.max_tokens if request.max_tokens is not None else context
+        output = (min(each, context) if context else each) * answers
+    tokens = given + output
+    if answers == prompts and tokens > room:
+        tokens = room  # prompt and answer share the context
+    return WorstCase(tokens, _cost({"input": bound, "output": output}, prices))
+
+
+def true_cost(usage: Usage, route: Route, ended_ms: int) -> int:
+    """What a finished call costs. What has no price costs nothing until it has one, as on the ledger."""
+    prices = route.unit_prices(ended_ms)
+    total = 0
+    for sku, quantity in usage.billable().items():
+        if quantity:
+            price = prices.get(sku)
+            if price is None and sku == "cached_input":
+                price = prices.get("input")
+            total += quantity * (price or 0)
+    return total
+
+
+def _cost(quantities: Mapping[str, int], prices: Mapping[str, int]) -> int | None:
+    total = 0
+    for sku, quantity in quantities.items():
+        if quantity:
+            price = prices.get(sku)
+            if price is None:
+                return None
+            total += quantity * price
+    return total
+
+
+def _dearest_prices(route: Route, at_ms: int) -> Mapping[str, int]:
+    """The prices now and those already decided: a call is priced by the minute in which it ends."""
+    tariffs = route.tariffs
+    if len(tariffs) == 1 and tariffs[0].starts_ms <= at_ms:
+        return _with_input(tariffs[0].unit_prices)
+    dearest = dict(_with_input(route.unit_prices(at_ms)))
+    for tariff in tariffs:
+        if tariff.starts_ms > at_ms:
+            for sku, price in _with_input(tariff.unit_prices).items():
+                dearest[sku] = max(price, dearest.get(sku, 0))
+    return dearest
+
+
+def _with_input(prices: Mapping[str, int]) -> Mapping[str, int]:
+    """Cached input may be priced above other input; then all of it might be cached."""
+    if prices.get("cached_input", 0) > prices.get("input", 0):
+        return {**prices, "input": prices["cached_input"]}
+    return prices
+
+
+def _prompts(operation: Operation, request: ModelRequest) -> int:
+    name = _LISTS.get(operation)
+    raw = request.members.get(name) if name else None
+    if raw is None or bytes(raw)[:1] != b"[":
+        return 1
+    try:
+        items = _items.decode(raw)
+    except msgspec.DecodeError:
+        return 1  # the engine will refuse it
+    # A list of numbers is one prompt of token ids.
+    return len(items) if items and bytes(items[0])[:1] in (b'"', b"[") else 1
+
+
+def _has_media(body: bytes) -> bool:
+    return any(mark in body for mark in _MEDIA)
