@@ -50,9 +50,9 @@ bench: $(DEV_STAMP) ## Measure the gateway beside a direct call to the same mock
 	$(BIN)/python -m bench $(ARGS)
 
 lock: ## Resolve the lock files anew (needs uv)
-	uv pip compile --universal --python-version 3.11 --quiet --extra demo --extra postgres \
+	uv pip compile --universal --python-version 3.11 --quiet --extra demo --extra postgres --extra redis \
 	  --no-emit-package farebox --no-emit-package farebox-platform pyproject.toml -o requirements.lock
-	uv pip compile --universal --python-version 3.11 --quiet --extra demo --extra postgres --group dev \
+	uv pip compile --universal --python-version 3.11 --quiet --extra demo --extra postgres --extra redis --group dev \
 	  --constraint requirements.lock \
 	  --no-emit-package farebox --no-emit-package farebox-platform pyproject.toml -o requirements-dev.lock
 
