@@ -34,6 +34,7 @@ class Behaviour:
     tokens: int = 4  # output tokens per choice
     prompt_tokens: int | None = None  # None: one per word
     cached_tokens: int = 0
+    audio_seconds: float = 1.5  # of a transcription
     reasoning_tokens: int = 0
     details: bool = True  # prompt_tokens_details and completion_tokens_details in the final usage
     usage: Literal["normal", "missing", "null", "zero"] = "normal"
@@ -143,6 +144,9 @@ class MockEngine:
         app.router.add_post("/v1/chat/completions", self._generate)
         app.router.add_post("/v1/completions", self._generate)
         app.router.add_post("/v1/embeddings", self._embed)
+        from tests.mock_routes import add_routes  # which is made of what is in this file
+
+        add_routes(app, self)
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.05)
         await runner.setup()
         await web.TCPSite(runner, self.host, self.port, reuse_address=True).start()
@@ -160,19 +164,19 @@ class MockEngine:
 
     # -- one request --
 
-    async def _open(self, request: web.Request) -> tuple[Seen, Behaviour, web.StreamResponse | None]:
+    async def open_request(self, request: web.Request) -> tuple[Seen, Behaviour, web.StreamResponse | None]:
         raw = await request.read()
         behaviour = self.script.popleft() if self.script else self.default
-        seen = Seen(request.path, request.headers.copy(), raw, json.loads(raw))
+        seen = Seen(request.path, request.headers.copy(), raw, _read_body(request, raw))
         words = len(_prompt_text(seen.body).split())
         seen.prompt_tokens = words if behaviour.prompt_tokens is None else behaviour.prompt_tokens
         self.seen.append(seen)
-        with _watched(seen):
+        with watched(seen):
             while behaviour.hold and not behaviour.hold.is_set():  # noqa: ASYNC110  # set by another thread
                 await asyncio.sleep(0.005)
             await asyncio.sleep(behaviour.first_delay)
         if behaviour.reset:
-            _close(request)
+            close_connection(request)
             return seen, behaviour, web.Response()
         if behaviour.status != 200:
             return seen, behaviour, _error_response(behaviour)
@@ -182,13 +186,13 @@ class MockEngine:
         return seen, behaviour, None
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        seen, behaviour, early = await self._open(request)
+        seen, behaviour, early = await self.open_request(request)
         if early is not None:
             seen.finished = True
             seen.ended.set()
             return early
         answer = _Answer(seen, behaviour, chat=request.path.endswith("chat/completions"))
-        with _watched(seen):
+        with watched(seen):
             if seen.body.get("stream"):
                 return await answer.stream(request)
             await asyncio.sleep(behaviour.chunk_delay * answer.tokens)
@@ -197,7 +201,7 @@ class MockEngine:
             return web.json_response(answer.whole(), headers=behaviour.headers)
 
     async def _embed(self, request: web.Request) -> web.StreamResponse:
-        seen, behaviour, early = await self._open(request)
+        seen, behaviour, early = await self.open_request(request)
         seen.finished = True
         seen.ended.set()
         if early is not None:
@@ -324,7 +328,7 @@ class _Answer:
             await writer.send({"object": "error", "message": "engine died", "type": "Internal", "code": 500})
         await writer.flush()
         if how == "cut":
-            _close(request)
+            close_connection(request)
             await asyncio.sleep(0.01)
         else:
             await writer.response.write_eof()
@@ -357,7 +361,7 @@ class _Writer:
             self.held.clear()
 
 
-class _watched:  # noqa: N801  # reads as a statement
+class watched:  # noqa: N801  # reads as a statement
     """Note on `seen` that the caller went away."""
 
     def __init__(self, seen: Seen) -> None:
@@ -395,9 +399,24 @@ def _error_response(behaviour: Behaviour) -> web.Response:
     return web.json_response(body, status=status, headers=behaviour.headers)
 
 
-def _close(request: web.Request) -> None:
+def close_connection(request: web.Request) -> None:
     if request.transport is not None:
         request.transport.close()
+
+
+def _read_body(request: web.Request, raw: bytes) -> Json:
+    """JSON, or a form's fields (files by their size)."""
+    if request.content_type != "multipart/form-data":
+        body: Json = json.loads(raw)
+        return body
+    boundary = b"--" + request.headers["Content-Type"].split("boundary=")[1].strip('"').encode()
+    fields: Json = {}
+    for piece in raw.split(boundary)[1:-1]:
+        head, _, value = piece.partition(b"\r\n\r\n")
+        name = head.split(b'name="')[1].split(b'"')[0].decode()
+        value = value.removesuffix(b"\r\n")
+        fields[name] = len(value) if b"filename" in head else value.decode()
+    return fields
 
 
 def _prompt_text(body: Json) -> str:
@@ -406,7 +425,7 @@ def _prompt_text(body: Json) -> str:
         content = message.get("content") if isinstance(message, dict) else None
         pieces = content if isinstance(content, list) else [{"text": content}]
         parts += [str(piece.get("text") or "") for piece in pieces if isinstance(piece, dict)]
-    for name in ("prompt", "input"):
+    for name in ("prompt", "input", "query", "documents", "text_1", "text_2", "system"):
         value = body.get(name)
         parts += [str(v) for v in value] if isinstance(value, list) else [str(value or "")]
     return " ".join(parts)

@@ -13,7 +13,6 @@ from functions.gateway.record import CallRecord, refusal
 from functions.gateway.upstream import MAX_ERROR_BYTES, Answer, ServerGone, read_answer
 from functions.gateway.watchdog import Watchdog
 from metering.model import Status
-from wire.openai_stream import error_event
 
 if TYPE_CHECKING:
     from functions.gateway.gateway import Gateway
@@ -43,6 +42,7 @@ class MeteredCall:
         "_stop_reason",
         "_task",
         "_watchdog",
+        "completed",
     )
 
     def __init__(
@@ -60,6 +60,7 @@ class MeteredCall:
         self._stop_reason: _StopReason | None = None
         self._settling = False
         self._sending = False
+        self.completed = False  # the whole answer was there, and is billed
 
     async def run(self) -> None:
         """Serve the call to its end."""
@@ -242,7 +243,7 @@ class MeteredCall:
         if self._exchange.finished:
             return
         if self._exchange.started:
-            await self._exchange.finish(error_event(error.status, error.message, error.code, error.param))
+            await self._exchange.finish(self._exchange.error_event(error))
         else:
             await self._exchange.answer_error(error)
 
@@ -274,3 +275,4 @@ class MeteredCall:
         finally:
             if last and not append.cancelled() and append.exception() is None:
                 self._gateway.limits.settle(self._record)
+        self.completed = status == "completed"

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from core.errors import FareboxError, Timeout, TooLarge
+from functions.gateway.surfaces import OPENAI, Surface
 from wire.openai import render_error
 from wire.sse import WAITING_COMMENT
 
@@ -75,12 +76,20 @@ class Exchange:
         "finished",
         "headers",
         "more_headers",
+        "path",
+        "query",
         "request_id",
         "started",
+        "surface",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str, surface: Surface = OPENAI
+    ) -> None:
         self.request_id = request_id
+        self.surface = surface
+        self.path: str = scope["path"]
+        self.query: bytes = scope.get("query_string", b"")
         headers: list[Header] = scope["headers"]
         self.headers: dict[bytes, bytes] = dict(headers)
         self._header_count = len(headers)
@@ -164,11 +173,16 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
     async def answer_error(self, error: FareboxError, headers: Iterable[Header] = ()) -> None:
-        """An error as OpenAI's document."""
-        extra = [*error_headers(error), *headers]
+        """An error as the caller's API has it."""
+        status, body, more = self.surface.error(error, self.request_id)
+        extra = [*error_headers(error), *more, *headers]
         if not self._body_read:
             extra.append(_CLOSE)
-        await self.answer(error.status, encode_error(error), extra)
+        await self.answer(status, body, extra)
+
+    def error_event(self, error: FareboxError) -> bytes:
+        """An error as the last event of a stream."""
+        return self.surface.error_event(error, self.request_id)
 
     async def write(self, data: bytes) -> None:
         """A piece of a streamed answer; returns when the caller's connection can take more."""
@@ -185,9 +199,15 @@ class Exchange:
 
     async def _start(self, status: int, headers: Iterable[Header]) -> None:
         self.started = True
-        ours = [*self.more_headers, (b"x-request-id", self.request_id.encode())]
+        ours = [
+            *self.more_headers,
+            (b"x-request-id", self.request_id.encode()),
+            *self.surface.headers(self.request_id),
+        ]
         if self.client_request_id:
             ours.append((b"x-client-request-id", self.client_request_id))
+        if ms_id := azure_client_id(self.headers.get(b"x-ms-client-request-id", b"")):
+            ours.append((b"x-ms-client-request-id", ms_id))
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *ours]})
 
     async def _discard_rest(self) -> None:
@@ -235,6 +255,11 @@ class Exchange:
 
 def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"The request body is larger than the {max_bytes} bytes accepted here.")
+
+
+def azure_client_id(value: bytes) -> bytes:
+    """The same by Azure's rule: letters, digits, `-` and `_`, at most 40."""
+    return value[:40] if value[:40].replace(b"-", b"a").replace(b"_", b"a").isalnum() else b""
 
 
 def printable(value: bytes) -> bytes:

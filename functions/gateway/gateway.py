@@ -14,6 +14,7 @@ from core.settings import Settings
 from functions.gateway.activity import Activity
 from functions.gateway.control import ControlClient
 from functions.gateway.deadlines import Deadlines
+from functions.gateway.idempotency import Outcomes
 from functions.gateway.limiter import Limiter, Limiting, no_limits
 from functions.gateway.lookups import KeyAnswer, Lookups, RouteName
 from functions.gateway.upstream import Upstream
@@ -36,6 +37,7 @@ class UsageJournal(Protocol):
     def note_progress(self, event: UsageEvent) -> None: ...
 
     def check(self) -> None: ...
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ class Gateway:
             on_ready=self.lookups.routes.forget,
         )
         self.activity = Activity(dependencies.control, dependencies.clock)
+        self.outcomes = Outcomes(dependencies.clock)
+        self.free_calls = 0
         self.in_flight = 0
         self.draining = False
         self.interrupt_fast_calls: Callable[[], None] = lambda: None

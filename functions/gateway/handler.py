@@ -19,14 +19,16 @@ from core.log import get_logger
 from core.version import VERSION
 from functions.api_page import install_api_page
 from functions.gateway import openapi
+from functions.gateway.azure_info import add_azure_info
 from functions.gateway.exchange import Message, Receive, Scope, Send, error_headers
 from functions.gateway.fast_lane import FastLane
 from functions.gateway.fast_protocol import FastLaneProtocol, protocol_class
 from functions.gateway.gateway import Gateway, GatewayDependencies
-from functions.gateway.hot import OPERATIONS, HotRoutes, authenticate, hot_route, route_name, unknown_model
+from functions.gateway.hot import HotRoutes, authenticate, route_name, unknown_model
 from functions.gateway.proxy import ControlProxy
+from functions.gateway.reading import ENDPOINT_PLANS, PLANS, Plan, find_plan
 from serving.model import Route
-from wire.openai import Operation, render_error
+from wire.openai import render_error
 
 __all__ = ["Gateway", "GatewayDependencies", "create_gateway", "fast_protocol"]
 
@@ -55,8 +57,9 @@ def create_gateway(dependencies: GatewayDependencies) -> FastAPI:
     _add_service_routes(app, gateway)
     for prefix in _PREFIXES:
         _add_model_routes(app, gateway, prefix)
-        for path, operation in OPERATIONS.items():
-            _add_metered_route(app, prefix, path, operation)
+        for path, plan in (ENDPOINT_PLANS if prefix else PLANS).items():
+            _add_planned_route(app, prefix, path, plan)
+    add_azure_info(app, gateway)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(FareboxError, _on_our_error)
     app.add_exception_handler(Exception, _on_unknown_error)
@@ -91,7 +94,7 @@ class _GatewayApp(FastAPI):
             await super().__call__(scope, receive, send)
             return
         path: str = scope["path"]
-        found = hot_route(path) if scope["method"] == "POST" else None
+        found = find_plan(path) if scope["method"] == "POST" else None
         if found is not None:
             await self.hot(scope, receive, send, *found)
         elif path.startswith("/api/") or path == "/api":
@@ -128,29 +131,29 @@ class _GatewayApp(FastAPI):
 class _HotAnswer(Response):
     """Hands a request that FastAPI routed to the hot lane, which then answers by itself."""
 
-    def __init__(self, operation: Operation, endpoint_name: str) -> None:
+    def __init__(self, plan: Plan, endpoint_name: str) -> None:
         super().__init__()
-        self._operation = operation
+        self._plan = plan
         self._endpoint_name = endpoint_name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await scope["app"].hot(scope, receive, send, self._operation, self._endpoint_name)
+        await scope["app"].hot(scope, receive, send, self._plan, self._endpoint_name)
 
 
-def _add_metered_route(app: FastAPI, prefix: str, path: str, operation: Operation) -> None:
+def _add_planned_route(app: FastAPI, prefix: str, path: str, plan: Plan) -> None:
     async def serve(request: Request) -> Response:
-        return _HotAnswer(operation, request.path_params.get("endpoint_name", ""))
+        return _HotAnswer(plan, request.path_params.get("endpoint_name", ""))
 
     app.add_api_route(
         prefix + path,
         serve,
         methods=["POST"],
-        summary=openapi.summary(operation),
-        operation_id=f"{'endpoint_' if prefix else ''}{operation.replace('.', '_')}",
+        summary=openapi.summary(plan.operation),
+        operation_id=openapi.operation_id(prefix, path),
         tags=["endpoint" if prefix else "models"],
         response_class=Response,
         responses=openapi.error_responses(),
-        openapi_extra=openapi.metered_route(prefix + path, operation, model_required=not prefix),
+        openapi_extra=openapi.planned_route(prefix + path, plan, model_required=not prefix),
     )
 
 

@@ -12,13 +12,16 @@ from core.ids import new_id
 from core.log import get_logger
 from functions.gateway.call import MeteredCall
 from functions.gateway.exchange import Exchange, HangUp, Receive, Scope, Send
+from functions.gateway.free_call import FreeCall
 from functions.gateway.gateway import Gateway
 from functions.gateway.limiter import limit_headers
+from functions.gateway.idempotency import IDEMPOTENCY_KEY, Recorder, Replayed, replay
 from functions.gateway.lookups import RouteName
+from functions.gateway.reading import OPERATIONS_OF_TASK, Plan, new_record, read_request
 from functions.gateway.record import CallRecord
 from functions.gateway.upstream import ServerGone
 from serving.model import Route
-from wire.openai import ModelRequest, Operation, parse_request
+from wire.openai import FreeOperation, ModelRequest, Operation, parse_request
 
 _log = get_logger(__name__)
 
@@ -26,11 +29,6 @@ OPERATIONS: dict[str, Operation] = {
     "/v1/chat/completions": "chat.completions",
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
-}
-_OPERATIONS_OF_TASK: dict[str, tuple[Operation, ...]] = {
-    "chat": ("chat.completions", "completions"),
-    "completion": ("completions",),
-    "embedding": ("embeddings",),
 }
 _REFUSALS = {
     "unknown": "Incorrect API key provided: it is not a key of this installation.",
@@ -75,7 +73,7 @@ def presented_key(headers: dict[bytes, bytes]) -> str:
     scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
     if credentials and scheme.lower() == b"bearer":
         return credentials.strip().decode("latin-1")
-    return headers.get(b"api-key", b"").strip().decode("latin-1")
+    return (headers.get(b"api-key") or headers.get(b"x-api-key", b"")).strip().decode("latin-1")
 
 
 def route_name(principal: Principal, endpoint_name: str, model: str) -> RouteName:
@@ -104,6 +102,8 @@ def warm_call(
     May also raise what `HotRoutes` would refuse the call with: either way it is the one to ask.
     """
     received_ms = gateway.clock.now_ms()
+    if IDEMPOTENCY_KEY in headers:  # the slow lane records and repeats outcomes
+        return None
     if gateway.limits.waits:
         return None
     key = presented_key(headers)
@@ -117,7 +117,7 @@ def warm_call(
     if not model and not endpoint_name:
         return None
     route = gateway.lookups.routes.peek(route_name(principal, endpoint_name, model))
-    if route is None or not route.urls or operation not in _OPERATIONS_OF_TASK.get(route.task, ()):
+    if route is None or not route.urls or operation not in OPERATIONS_OF_TASK.get(route.task, ()):
         return None
     record = CallRecord(new_id("req", received_ms), operation, principal, request, route, received_ms)
     gateway.limits.admit(record, body)
@@ -131,12 +131,16 @@ class HotRoutes:
         self._gateway = gateway
 
     async def __call__(
-        self, scope: Scope, receive: Receive, send: Send, operation: Operation, endpoint_name: str
+        self, scope: Scope, receive: Receive, send: Send, plan: Plan, endpoint_name: str
     ) -> None:
         received_ms = self._gateway.clock.now_ms()
-        exchange = Exchange(scope, receive, send, new_id("req", received_ms))
+        recorder = None
+        if any(name == IDEMPOTENCY_KEY for name, _ in scope["headers"]):
+            recorder = send = Recorder(send)
+        exchange = Exchange(scope, receive, send, new_id("req", received_ms), plan.surface)
         self._gateway.in_flight += 1
-        await self._serve(exchange, self._admitted(exchange, operation, endpoint_name, received_ms))
+        admitted = self._admitted(exchange, plan, endpoint_name, received_ms, recorder)
+        await self._serve(exchange, admitted, recorder)
 
     async def resume(
         self,
@@ -161,12 +165,21 @@ class HotRoutes:
         await exchange.read_body(self._gateway.settings.max_body_bytes)  # empty: it was read
         return MeteredCall(self._gateway, exchange, record, gone)
 
-    async def _serve(self, exchange: Exchange, admitted: Awaitable[MeteredCall]) -> None:
+    async def _serve(
+        self,
+        exchange: Exchange,
+        admitted: Awaitable[MeteredCall | FreeCall],
+        recorder: Recorder | None = None,
+    ) -> None:
+        call = None
         try:
             call = await admitted
             await call.run()
         except HangUp:
             pass  # before anything was done for the caller
+        except Replayed as known:
+            assert recorder is not None, "only a recorded call is looked up"
+            await replay(known.outcome, recorder)
         except FareboxError as error:
             await exchange.answer_error(error)
         except Exception:
@@ -175,28 +188,45 @@ class HotRoutes:
                 await exchange.answer_error(FareboxError(f"Internal error in request {exchange.request_id}."))
         finally:
             self._gateway.in_flight -= 1
+            if recorder is not None:
+                recorder.end(completed=call is not None and call.completed)
             await exchange.close()
 
     async def _admitted(
-        self, exchange: Exchange, operation: Operation, endpoint_name: str, received_ms: int
-    ) -> MeteredCall:
+        self,
+        exchange: Exchange,
+        plan: Plan,
+        endpoint_name: str,
+        received_ms: int,
+        recorder: Recorder | None,
+    ) -> MeteredCall | FreeCall:
         gateway = self._gateway
         gateway.check_admission()
         exchange.check_headers()
         principal = await authenticate(gateway, exchange.headers)
         body = await exchange.read_body(gateway.settings.max_body_bytes)
-        request = parse_request(body)
-        route = await self._route(principal, operation, endpoint_name, request)
+        began_ns = perf_counter_ns()
+        if recorder is not None:
+            key = exchange.headers[IDEMPOTENCY_KEY]
+            recorder.claim = gateway.outcomes.claim(principal, key, exchange.path, body)
+        request = read_request(exchange, plan, body)
+        route = await self._route(principal, plan.operation, endpoint_name, request)
         if not route.urls:
             gateway.waiting.check_room(route.deployment_id)
-        record = CallRecord(exchange.request_id, operation, principal, request, route, received_ms)
+        if plan.free is not None:
+            return FreeCall(gateway, exchange, plan.free, request, route)
+        record = new_record(exchange, plan.metered, principal, request, route, received_ms)
         if (waiting := gateway.limits.admit(record, body)) is not None:
             await waiting
         exchange.more_headers = limit_headers(record)
         return MeteredCall(gateway, exchange, record)
 
     async def _route(
-        self, principal: Principal, operation: Operation, endpoint_name: str, request: ModelRequest
+        self,
+        principal: Principal,
+        operation: Operation | FreeOperation,
+        endpoint_name: str,
+        request: ModelRequest,
     ) -> Route:
         model = request.model or ""
         if not model and not endpoint_name:
@@ -204,7 +234,7 @@ class HotRoutes:
         route = await self._gateway.lookups.routes.find(route_name(principal, endpoint_name, model))
         if route is None:
             raise unknown_model(model, endpoint_name)
-        if operation not in _OPERATIONS_OF_TASK.get(route.task, ()):
+        if operation not in OPERATIONS_OF_TASK.get(route.task, ()):
             raise NotFound(
                 f"The model `{model or route.model_id}` does {route.task}, which {operation} is not.",
                 code="model_not_found",

@@ -3,7 +3,9 @@
 import re
 from typing import Any
 
-from wire.openai import MAX_CHOICES, MAX_MODEL_NAME, Operation
+from functions.gateway.reading import Plan
+from functions.gateway.surfaces import ANTHROPIC, AZURE
+from wire.openai import MAX_CHOICES, MAX_MODEL_NAME, FreeOperation, Operation
 
 Json = dict[str, Any]
 
@@ -16,7 +18,22 @@ SECURITY_SCHEMES: Json = {
         "name": "api-key",
         "description": "The same, as Azure's clients send it.",
     },
+    "anthropicKey": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-api-key",
+        "description": "The same, as Anthropic's clients send it.",
+    },
 }
+
+AZURE_PARAMETERS: list[Json] = [
+    {"name": "api-version", "in": "query", "required": True, "schema": {"type": "string"}},
+    {
+        "name": "extra-parameters",
+        "in": "header",
+        "schema": {"type": "string", "enum": ["error", "drop", "ignore", "pass-through"]},
+    },
+]
 
 _PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
 _STRING: Json = {"type": "string"}
@@ -46,7 +63,10 @@ _MESSAGE: Json = {
 }
 _TEXTS: Json = {"anyOf": [_STRING, {"type": "array"}]}
 
-_BODIES: dict[Operation, tuple[list[str], Json]] = {
+_OBJECTS: Json = {"type": "array", "items": {"type": "object"}}
+_STREAM: Json = {"type": "boolean", "default": False}
+
+_BODIES: dict[Operation | FreeOperation, tuple[list[str], Json]] = {
     "chat.completions": (
         ["messages"],
         _GENERATION
@@ -62,11 +82,67 @@ _BODIES: dict[Operation, tuple[list[str], Json]] = {
         ["input"],
         {"model": _MODEL, "input": _TEXTS, "dimensions": _INTEGER, "encoding_format": _STRING},
     ),
+    "responses": (
+        ["input"],
+        {
+            "model": _MODEL,
+            "input": _TEXTS,
+            "instructions": _STRING,
+            "stream": _STREAM,
+            "max_output_tokens": _INTEGER,
+            "temperature": _NUMBER,
+            "top_p": _NUMBER,
+            "tools": _OBJECTS,
+        },
+    ),
+    "messages": (
+        ["messages", "max_tokens"],
+        {
+            "model": _MODEL,
+            "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
+            "max_tokens": {"type": "integer", "minimum": 1},
+            "stream": _STREAM,
+            "system": _TEXTS,
+            "temperature": _NUMBER,
+            "top_p": _NUMBER,
+            "tools": _OBJECTS,
+        },
+    ),
+    "messages.count_tokens": (
+        ["messages"],
+        {"model": _MODEL, "messages": {"type": "array", "minItems": 1, "items": _MESSAGE}, "system": _TEXTS},
+    ),
+    "rerank": (
+        ["query", "documents"],
+        {"model": _MODEL, "query": _TEXTS, "documents": _TEXTS, "top_n": _INTEGER},
+    ),
+    "score": ([], {"model": _MODEL, "text_1": _TEXTS, "text_2": _TEXTS}),
+    "tokenize": ([], {"model": _MODEL, "prompt": _STRING, "messages": _OBJECTS}),
+    "audio.transcriptions": (
+        ["file"],
+        {
+            "model": _MODEL,
+            "file": {"type": "string", "format": "binary"},
+            "language": _STRING,
+            "prompt": _STRING,
+            "temperature": _NUMBER,
+            "stream": _STREAM,
+            "response_format": {"type": "string", "enum": ["json", "text", "verbose_json"]},
+        },
+    ),
 }
-_SUMMARIES: dict[Operation, str] = {
+_STREAMED = ("chat.completions", "completions", "responses", "messages", "audio.transcriptions")
+_SUMMARIES: dict[Operation | FreeOperation, str] = {
     "chat.completions": "Answer a conversation",
     "completions": "Continue a text",
     "embeddings": "Embed texts",
+    "responses": "Answer, in the format of OpenAI's Responses",
+    "messages": "Answer, in Anthropic's format",
+    "messages.count_tokens": "Count a conversation's tokens; costs nothing",
+    "rerank": "Order documents by relevance",
+    "score": "Score pairs of texts",
+    "tokenize": "A text's or conversation's tokens; costs nothing",
+    "audio.transcriptions": "Write down speech; billed by the second",
 }
 
 ERROR_SCHEMA: Json = {
@@ -109,13 +185,22 @@ def path_parameters(path: str) -> list[Json]:
     ]
 
 
-def summary(operation: Operation) -> str:
+def summary(operation: Operation | FreeOperation) -> str:
     """One line on what a metered route does."""
     return _SUMMARIES[operation]
 
 
-def metered_route(path: str, operation: Operation, *, model_required: bool) -> Json:
-    """What is added to the document for one metered route: its body, its answers, its keys."""
+def operation_id(prefix: str, path: str) -> str:
+    """Unique in the document."""
+    name = path.strip("/").removeprefix("v1/").replace("/", "_")
+    if path.startswith("/v1/"):
+        return f"endpoint_{name}" if prefix else name
+    return f"endpoint_own_{name}" if prefix else f"own_{name}"
+
+
+def planned_route(path: str, plan: Plan, *, model_required: bool) -> Json:
+    """What is added to the document for one route: its body, its answers, its keys."""
+    operation = plan.operation
     required, properties = _BODIES[operation]
     schema = {
         "type": "object",
@@ -124,11 +209,15 @@ def metered_route(path: str, operation: Operation, *, model_required: bool) -> J
         "additionalProperties": True,
     }
     content: Json = {"application/json": {"schema": {"type": "object"}}}
-    if operation != "embeddings":
+    if operation in _STREAMED:
         content["text/event-stream"] = {"schema": _STRING}
+    body_type = "multipart/form-data" if operation == "audio.transcriptions" else "application/json"
+    parameters = path_parameters(path)
+    if plan.surface is AZURE:
+        parameters = [*parameters, *AZURE_PARAMETERS]
     return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "responses": {"200": {"description": "The answer, in OpenAI's format", "content": content}},
-        "parameters": path_parameters(path),
-        "security": SECURITY,
+        "requestBody": {"required": True, "content": {body_type: {"schema": schema}}},
+        "responses": {"200": {"description": "The answer", "content": content}},
+        "parameters": parameters,
+        "security": [*SECURITY, {"anthropicKey": []}] if plan.surface is ANTHROPIC else SECURITY,
     }

@@ -223,6 +223,9 @@ class CallRecord:
         return TokenCounts(estimate_input_tokens(self.request), 0, 0, 0)
 
 
+_NOT_SERVED = (404, 405, 501)  # the route, or this model on it
+
+
 @lru_cache(maxsize=4096)
 def cache_salt(org_id: str) -> str:
     """One organization's prompts share the engine's prefix cache; nobody can probe another's."""
@@ -240,6 +243,10 @@ def refusal(status: int, headers: dict[bytes, bytes], body: bytes) -> UpstreamFa
     """What an engine's answer other than 200 means to the caller."""
     if status in (401, 403) or status < 400:
         return UpstreamFailed("The model server refused the gateway's request; tell the operator.")
+    if status in _NOT_SERVED:
+        said = map_engine_error(status, body)[0]
+        text = f"This model's server cannot do this (it answered {status}: {said})"
+        return engine_error(404, text, "model_not_found", "model")
     error = engine_error(status, *map_engine_error(status, body))
     after = headers.get(b"retry-after", b"")
     if after.isdigit() and len(after) < 10:

@@ -48,7 +48,8 @@ def test_the_openapi_document(gateway: RunningGateway) -> None:
     assert {"/v1/models", "/v1/models/{model}", "/healthz", "/readyz"} <= set(document["paths"])
     for path, item in document["paths"].items():
         for operation in item.values():
-            named = {parameter["name"] for parameter in operation.get("parameters", [])}
+            parameters = operation.get("parameters", [])
+            named = {p["name"] for p in parameters if p["in"] == "path"}
             assert named == set(re.findall(r"\{(\w+)\}", path))
     operations = [o for item in document["paths"].values() for o in item.values()]
     assert len({o["operationId"] for o in operations}) == len(operations)
