@@ -205,7 +205,6 @@ class HotRoutes:
         exchange.check_headers()
         principal = await authenticate(gateway, exchange.headers)
         body = await exchange.read_body(gateway.settings.max_body_bytes)
-        began_ns = perf_counter_ns()
         if recorder is not None:
             key = exchange.headers[IDEMPOTENCY_KEY]
             recorder.claim = gateway.outcomes.claim(principal, key, exchange.path, body)
