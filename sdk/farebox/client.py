@@ -7,9 +7,11 @@ from farebox.chat import Chat
 from farebox.config import resolve
 from farebox.errors import FareboxAPIError
 from farebox.resources import (
+    Budgets,
     Deployments,
     Invoices,
     Keys,
+    LimitsOf,
     Models,
     Organizations,
     Projects,
@@ -51,6 +53,8 @@ class Client:
         self.usage = Usage(self._transport)
         self.receipts = Receipts(self._transport)
         self.invoices = Invoices(self._transport)
+        self.limits = LimitsOf(self._transport)
+        self.budgets = Budgets(self._transport)
         self.chat = Chat(self._transport)
 
     def status(self) -> Status:

@@ -7,11 +7,15 @@ from farebox.errors import FareboxAPIError
 from farebox.transport import Transport, path_of
 from farebox.types import (
     ApiKey,
+    Budget,
+    BudgetWindow,
     CreatedApiKey,
     Deployment,
     EndpointKeys,
     InvoicePreview,
     KeyType,
+    Limits,
+    LimitScope,
     Model,
     Organization,
     Page,
@@ -235,6 +239,67 @@ class Invoices(Resource):
         """The invoice as it would be now. `period` is a month, `YYYY-MM`; default: the current one (UTC)."""
         params = {"organization": organization, "period": period}
         return cast(InvoicePreview, self._transport.json("GET", "/api/invoices/preview", params=params))
+
+
+class LimitsOf(Resource):
+    """Rate limits of keys, projects, organizations and endpoints."""
+
+    def get(self, scope: LimitScope, scope_id: str) -> Limits:
+        """The limits in force: those that were set, else the defaults."""
+        return cast(Limits, self._transport.json("GET", self._path(scope, scope_id)))
+
+    def set(self, scope: LimitScope, scope_id: str, **limits: int | str | None) -> Limits:
+        """In the place of those that were: requests_per_minute, requests_per_day, tokens_per_minute,
+        parallel_requests (None: no limit; left out: the default), on_outage."""
+        return cast(Limits, self._transport.json("PUT", self._path(scope, scope_id), json=limits))
+
+    def remove(self, scope: LimitScope, scope_id: str) -> Limits:
+        """Back to the defaults, which are the answer."""
+        return cast(Limits, self._transport.json("DELETE", self._path(scope, scope_id)))
+
+    @staticmethod
+    def _path(scope: str, scope_id: str) -> str:
+        return "/api/limits" + path_of(scope) + path_of(scope_id)
+
+
+class Budgets(Resource):
+    """Money that a key, project or organization may spend in a day, a month or in all."""
+
+    def create(
+        self,
+        *,
+        amount_usd: str,
+        window: BudgetWindow,
+        organization: str | None = None,
+        project: str | None = None,
+        key: str | None = None,
+        hard: bool = True,
+    ) -> Budget:
+        """Of exactly one of organization, project and key. A hard one refuses calls when it is used up."""
+        body = _given(
+            amount_usd=amount_usd,
+            window=window,
+            organization=organization,
+            project=project,
+            key=key,
+            hard=hard,
+        )
+        return cast(Budget, self._transport.json("POST", "/api/budgets", json=body))
+
+    def list(self, *, organization: str | None = None) -> list[Budget]:
+        return self._all("/api/budgets", organization=organization)
+
+    def get(self, budget_id: str) -> Budget:
+        return cast(Budget, self._transport.json("GET", "/api/budgets" + path_of(budget_id)))
+
+    def change(self, budget_id: str, *, amount_usd: str | None = None, hard: bool | None = None) -> Budget:
+        """Another amount (a top-up is a larger one) or kind; what is spent stays spent."""
+        body = _given(amount_usd=amount_usd, hard=hard)
+        return cast(Budget, self._transport.json("PATCH", "/api/budgets" + path_of(budget_id), json=body))
+
+    def delete(self, budget_id: str) -> Budget:
+        """Calls are no longer held to it; the answer is its last state."""
+        return cast(Budget, self._transport.json("DELETE", "/api/budgets" + path_of(budget_id)))
 
 
 def _given(**values: object) -> dict[str, object]:

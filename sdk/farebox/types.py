@@ -8,6 +8,8 @@ from typing import Any, Generic, Literal, NotRequired, TypedDict, TypeVar
 T = TypeVar("T")
 
 KeyType = Literal["primary", "secondary"]
+LimitScope = Literal["key", "project", "organization", "endpoint"]
+BudgetWindow = Literal["day", "month", "total"]
 
 
 class Page(TypedDict, Generic[T]):
@@ -223,6 +225,38 @@ class InvoicePreview(TypedDict):
     total_usd: str
     status: str
     held: list[HeldUsage]
+
+
+class Limits(TypedDict):
+    """The limits in force for one scope; None: no limit."""
+
+    scope: LimitScope
+    id: str
+    organization_id: str
+    requests_per_minute: int | None
+    requests_per_day: int | None
+    tokens_per_minute: int | None
+    parallel_requests: int | None
+    on_outage: Literal["closed", "open"] | None
+    source: Literal["default", "set"]
+
+
+class Budget(TypedDict):
+    """A budget as it stands in its current window (total: in the only one)."""
+
+    id: str
+    scope: Literal["key", "project", "organization"]
+    scope_id: str
+    organization_id: str
+    amount_usd: str
+    window: BudgetWindow
+    hard: bool
+    window_start: str | None
+    resets_at: str | None
+    spent_usd: str
+    held_usd: str
+    remaining_usd: str
+    created_at: str
 
 
 class UsageReport(TypedDict):

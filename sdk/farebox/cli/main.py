@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import farebox
-from farebox.cli import billing, chat, endpoints, models, organizations, platform
+from farebox.cli import billing, chat, endpoints, limits, models, organizations, platform
 from farebox.cli.framework import (
     ENVIRONMENT,
     EXIT_BROKEN_PIPE,
@@ -203,6 +203,8 @@ for _command in (
     billing.receipt,
     billing.receipts,
     billing.invoice,
+    limits.limit,
+    limits.budget,
     completion,
     version,
 ):
