@@ -34,6 +34,9 @@ class MemoryJournal:
     def note_progress(self, event: UsageEvent) -> None:
         pass
 
+    def depth(self) -> tuple[int, int]:
+        return 0, 0
+
     def check(self) -> None:
         pass
 

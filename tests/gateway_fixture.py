@@ -89,6 +89,9 @@ class MemoryJournal:
     def note_progress(self, event: UsageEvent) -> None:
         self.progress.append(event)
 
+    def depth(self) -> tuple[int, int]:
+        return 0, 1000 * len(self.events)
+
     def check(self) -> None:
         if self.broken:
             raise JournalFull("no disk", retry_after_s=5)

@@ -273,6 +273,10 @@ class MeteredCall:
             await asyncio.wait({append})
             raise
         finally:
-            if last and not append.cancelled() and append.exception() is None:
-                self._gateway.limits.settle(self._record)
+            if not append.cancelled() and append.exception() is None:
+                self._gateway.metrics.settled(event, self._gateway.clock.now_ms())
+                if last:
+                    self._gateway.limits.settle(self._record)
+            else:
+                self._gateway.metrics.unrecorded += 1
         self.completed = status == "completed"

@@ -323,8 +323,10 @@ class FastCall:
             if self._failure is None:
                 self._failure = self._expected(error)
             self._gateway.limits.release(self.record)
+            self._gateway.metrics.unrecorded += 1
         else:
             self._gateway.limits.settle(self.record)
+            self._gateway.metrics.settled(self.record.last_event, self._gateway.clock.now_ms())
         caller = self._caller
         if caller.gone:
             pass

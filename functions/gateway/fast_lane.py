@@ -6,6 +6,7 @@ refusals, cold starts, second attempts and odd requests are written once.
 
 import asyncio
 from collections.abc import Iterable
+from time import perf_counter_ns
 from typing import Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -75,6 +76,7 @@ class FastLane:
         endpoint_name: str,
     ) -> bool:
         """Serve a request, or False: the slow lane has to, and nothing has been done for it here."""
+        began_ns = perf_counter_ns()
         gateway = self.gateway
         gateway.in_flight += 1
         record = None
@@ -93,6 +95,7 @@ class FastLane:
         call = caller.call = FastCall(self, caller, record)
         self._calls.add(call)
         call.begin(headers.get(b"traceparent"), headers.get(b"tracestate"))
+        gateway.metrics.prepare.note((perf_counter_ns() - began_ns) // 1000)
         return True
 
     def over(self, call: FastCall, caller: Caller) -> None:

@@ -62,6 +62,7 @@ class FreeCall:
                 raise
             task.uncancel()
         except FareboxError as error:
+            gateway.metrics.refused(error)
             if not exchange.started:
                 await exchange.answer_error(error)
         finally:

@@ -17,6 +17,7 @@ from functions.gateway.deadlines import Deadlines
 from functions.gateway.idempotency import Outcomes
 from functions.gateway.limiter import Limiter, Limiting, no_limits
 from functions.gateway.lookups import KeyAnswer, Lookups, RouteName
+from functions.gateway.metrics import Metrics
 from functions.gateway.upstream import Upstream
 from functions.gateway.waking import WaitingRoom
 from metering.model import UsageEvent
@@ -38,6 +39,7 @@ class UsageJournal(Protocol):
 
     def check(self) -> None: ...
 
+    def depth(self) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Gateway:
     def __init__(self, dependencies: GatewayDependencies) -> None:
         self.settings = settings = dependencies.settings
         self.clock = dependencies.clock
+        self.metrics = Metrics()
         self.journal = dependencies.journal
         self.control = dependencies.control
         self.list_routes = dependencies.list_routes
@@ -83,6 +86,7 @@ class Gateway:
             dependencies.clock,
             max_waiting=settings.max_waiting_per_deployment,
             on_ready=self.lookups.routes.forget,
+            metrics=self.metrics,
         )
         self.activity = Activity(dependencies.control, dependencies.clock)
         self.outcomes = Outcomes(dependencies.clock)

@@ -25,6 +25,7 @@ from functions.gateway.fast_lane import FastLane
 from functions.gateway.fast_protocol import FastLaneProtocol, protocol_class
 from functions.gateway.gateway import Gateway, GatewayDependencies
 from functions.gateway.hot import HotRoutes, authenticate, route_name, unknown_model
+from functions.gateway.metrics_page import add_metrics
 from functions.gateway.proxy import ControlProxy
 from functions.gateway.reading import ENDPOINT_PLANS, PLANS, Plan, find_plan
 from serving.model import Route
@@ -60,6 +61,7 @@ def create_gateway(dependencies: GatewayDependencies) -> FastAPI:
         for path, plan in (ENDPOINT_PLANS if prefix else PLANS).items():
             _add_planned_route(app, prefix, path, plan)
     add_azure_info(app, gateway)
+    add_metrics(app, gateway)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(FareboxError, _on_our_error)
     app.add_exception_handler(Exception, _on_unknown_error)
@@ -256,6 +258,7 @@ def _json(body: Any, status: int = 200, media_type: str = "application/json") ->
 
 
 def _render(request: Request, error: FareboxError, headers: dict[str, str] | None = None) -> Response:
+    request.app.state.gateway.metrics.refused(error)
     path = request.scope["path"]
     if path.startswith(_MODEL_PATHS) or path == "/v1":
         response = _json(render_error(error), error.status)

@@ -4,6 +4,7 @@ Refused calls end here and leave no usage event: nothing was produced.
 """
 
 from collections.abc import Awaitable
+from time import perf_counter_ns
 
 from access.keys import MAX_KEY_LENGTH, hash_key
 from access.model import Principal
@@ -14,8 +15,8 @@ from functions.gateway.call import MeteredCall
 from functions.gateway.exchange import Exchange, HangUp, Receive, Scope, Send
 from functions.gateway.free_call import FreeCall
 from functions.gateway.gateway import Gateway
-from functions.gateway.limiter import limit_headers
 from functions.gateway.idempotency import IDEMPOTENCY_KEY, Recorder, Replayed, replay
+from functions.gateway.limiter import limit_headers
 from functions.gateway.lookups import RouteName
 from functions.gateway.reading import OPERATIONS_OF_TASK, Plan, new_record, read_request
 from functions.gateway.record import CallRecord
@@ -181,6 +182,7 @@ class HotRoutes:
             assert recorder is not None, "only a recorded call is looked up"
             await replay(known.outcome, recorder)
         except FareboxError as error:
+            self._gateway.metrics.refused(error)
             await exchange.answer_error(error)
         except Exception:
             _log.exception("a request failed unexpectedly", extra={"request_id": exchange.request_id})
@@ -205,6 +207,7 @@ class HotRoutes:
         exchange.check_headers()
         principal = await authenticate(gateway, exchange.headers)
         body = await exchange.read_body(gateway.settings.max_body_bytes)
+        began_ns = perf_counter_ns()
         if recorder is not None:
             key = exchange.headers[IDEMPOTENCY_KEY]
             recorder.claim = gateway.outcomes.claim(principal, key, exchange.path, body)
@@ -218,6 +221,7 @@ class HotRoutes:
         if (waiting := gateway.limits.admit(record, body)) is not None:
             await waiting
         exchange.more_headers = limit_headers(record)
+        gateway.metrics.prepare.note((perf_counter_ns() - began_ns) // 1000)
         return MeteredCall(gateway, exchange, record)
 
     async def _route(

@@ -137,6 +137,10 @@ class Limiter:
         record.figures = decision.requests, decision.tokens
         record.renew_at_ms = record.received_ms + self._hold_ms // 2
 
+    def held_pico(self) -> int:
+        """Pico-dollars reserved under budgets, as of a second ago."""
+        return sum(self._held.values())
+
     def keep(self, record: CallRecord, now_ms: int) -> None:
         """A stream still lives; called about once a second."""
         if record.grant is not None and now_ms >= record.renew_at_ms:

@@ -31,6 +31,11 @@ class Pool:
             connection.abort()
         self._idle.clear()
 
+    def sizes(self) -> tuple[int, int]:
+        """Connections in use, and kept ones."""
+        idle = sum(map(len, self._idle.values()))
+        return len(self._all) - idle, idle
+
     def take(self, origin: Origin) -> UpstreamConnection | None:
         """A connection that is open and was used a moment ago, None when there is none."""
         idle = self._idle.get(origin)

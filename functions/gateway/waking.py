@@ -6,6 +6,7 @@ from typing import Protocol
 
 from core.clock import Clock
 from core.errors import Unavailable
+from functions.gateway.metrics import Metrics
 from serving.model import WakeStatus
 
 _ASK_FOR_MS = 10_000  # one question to the control process is held this long
@@ -35,14 +36,25 @@ class WaitingRoom:
     """Callers who wait for a deployment, bounded per deployment."""
 
     def __init__(
-        self, control: Waker, clock: Clock, *, max_waiting: int, on_ready: Callable[[str], None]
+        self,
+        control: Waker,
+        clock: Clock,
+        *,
+        max_waiting: int,
+        on_ready: Callable[[str], None],
+        metrics: Metrics,
     ) -> None:
         """`on_ready(deployment id)`: what was known of its servers is out of date."""
         self._control = control
         self._clock = clock
         self._max_waiting = max_waiting
         self._on_ready = on_ready
+        self._metrics = metrics
         self._starts: dict[str, _Start] = {}
+
+    def waiters(self) -> dict[str, int]:
+        """How many callers wait for which deployment."""
+        return {name: start.waiters for name, start in self._starts.items()}
 
     def check_room(self, deployment_id: str) -> None:
         """Unavailable when as many callers wait for this deployment as may."""
@@ -63,6 +75,7 @@ class WaitingRoom:
             # The start goes on when the caller who began it leaves.
             start.task = asyncio.get_running_loop().create_task(self._run(deployment_id, start))
         start.waiters += 1
+        began_ms = self._clock.monotonic_ms()
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(start.ready)
@@ -75,11 +88,14 @@ class WaitingRoom:
             ) from None
         finally:
             start.waiters -= 1
+            self._metrics.queue.note((self._clock.monotonic_ms() - began_ms) * 1000)
 
     async def _run(self, deployment_id: str, start: _Start) -> None:
+        began_ms = self._clock.monotonic_ms()
         try:
             url = await self._until_ready(deployment_id, start)
         except Exception as error:
+            self._metrics.failed_starts += 1
             if not isinstance(error, Unavailable):
                 error = Unavailable("The model could not be started.", retry_after_s=_RETRY_AFTER_DEFAULT_S)
             self._starts.pop(deployment_id, None)
@@ -87,6 +103,7 @@ class WaitingRoom:
             start.ready.exception()  # seen, even when every waiter has left
             return
         self._starts.pop(deployment_id, None)
+        self._metrics.cold_start.note((self._clock.monotonic_ms() - began_ms) * 1000)
         self._on_ready(deployment_id)
         start.ready.set_result(url)
 

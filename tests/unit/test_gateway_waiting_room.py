@@ -7,6 +7,7 @@ import pytest
 from core.clock import SystemClock
 from core.errors import Unavailable
 from functions.gateway import waking
+from functions.gateway.metrics import Metrics
 from functions.gateway.waking import WaitingRoom
 from functions.gateway.watchdog import Watchdog
 from serving.model import WakeStatus
@@ -46,7 +47,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def room(control: Control, max_waiting: int = 3) -> tuple[WaitingRoom, list[str]]:
     ready: list[str] = []
-    return WaitingRoom(control, SystemClock(), max_waiting=max_waiting, on_ready=ready.append), ready
+    return WaitingRoom(
+        control, SystemClock(), max_waiting=max_waiting, on_ready=ready.append, metrics=Metrics()
+    ), ready
 
 
 async def test_all_who_wait_share_one_start() -> None:

@@ -1,0 +1,98 @@
+"""`GET /metrics`: what was counted, and how things stand at this moment, in Prometheus' text format."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from fastapi import FastAPI, Response
+
+from core.version import VERSION
+from functions.gateway.exposition import CONTENT_TYPE, Family, Sample, render
+from functions.gateway.gateway import Gateway
+
+_LINES_AT_ONCE = 200  # then the calls have their turn
+_PROCESS = Path("/proc/self")
+
+
+def add_metrics(app: FastAPI, gateway: Gateway) -> None:
+    """Serve the page. Without a key: nothing on it is a secret, and a proxy in front can close it."""
+    started_s = time.time()
+
+    @app.get(
+        "/metrics",
+        tags=["service"],
+        summary="Figures for Prometheus",
+        response_class=Response,
+        responses={200: {"description": "Text format 0.0.4", "content": {"text/plain": {}}}},
+    )
+    async def metrics() -> Response:
+        lines: list[str] = []
+        for families in (gateway.metrics.families(), _state(gateway), _process(started_s)):
+            for line in render(families):
+                lines.append(line)
+                if not len(lines) % _LINES_AT_ONCE:
+                    await asyncio.sleep(0)
+        return Response("".join(lines), headers={"content-type": CONTENT_TYPE, "cache-control": "no-store"})
+
+
+def _state(gateway: Gateway) -> Iterable[Family]:
+    yield _gauge("in_flight", "Calls being served", gateway.in_flight)
+    yield _gauge("free_calls_in_flight", "Calls that cost nothing being served", gateway.free_calls)
+    yield Family(
+        "farebox_gateway_waiting",
+        "gauge",
+        "Callers who wait for a deployment to start",
+        [("", (("deployment", name),), count) for name, count in gateway.waiting.waiters().items()],
+    )
+    yield _gauge("held_pico_dollars", "Money reserved under budgets", gateway.limits.held_pico())
+    events, size = gateway.journal.depth()
+    yield _gauge("journal_events", "Usage events that wait to be durable", events)
+    yield _gauge("journal_bytes", "Bytes of the journal on disk", size)
+    yield _gauge(
+        "journal_bytes_limit", "With more of them no call is taken", gateway.settings.journal_max_bytes
+    )
+    busy, idle = gateway.upstream.pool.sizes()
+    yield Family(
+        "farebox_gateway_upstream_connections",
+        "gauge",
+        "Connections to model servers",
+        [("", (("state", "busy"),), busy), ("", (("state", "idle"),), idle)],
+    )
+    yield _gauge("draining", "1 while no new calls are taken", int(gateway.draining))
+    yield Family(
+        "farebox_gateway_info", "gauge", "Always 1; tells the version", [("", (("version", VERSION),), 1)]
+    )
+
+
+def _gauge(name: str, text: str, value: int) -> Family:
+    return Family(f"farebox_gateway_{name}", "gauge", text, [("", (), value)])
+
+
+def _process(started_s: float) -> Iterable[Family]:
+    """The usual figures under their usual names; what the system does not tell is left out."""
+    times = os.times()
+    yield _of_process("cpu_seconds_total", "counter", "CPU time", [times.user + times.system])
+    yield _of_process("start_time_seconds", "gauge", "Start, in seconds since 1970", [started_s])
+    yield _of_process("resident_memory_bytes", "gauge", "Memory in use", _resident())
+    yield _of_process("open_fds", "gauge", "Open files and connections", _open_files())
+
+
+def _of_process(name: str, kind: str, text: str, values: Iterable[float]) -> Family:
+    samples: list[Sample] = [("", (), value) for value in values]
+    return Family(f"process_{name}", "counter" if kind == "counter" else "gauge", text, samples)
+
+
+def _resident() -> list[int]:
+    try:
+        return [int((_PROCESS / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")]
+    except (OSError, ValueError):
+        return []
+
+
+def _open_files() -> list[int]:
+    try:
+        return [len(os.listdir(_PROCESS / "fd"))]
+    except OSError:
+        return []
