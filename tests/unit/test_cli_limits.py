@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-
 from farebox.cli.framework import State
 from farebox.cli.limits import budget, limit
 

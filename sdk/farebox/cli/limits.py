@@ -16,18 +16,16 @@ _NAMES = ("requests_per_minute", "requests_per_day", "tokens_per_minute", "paral
 _Command = Callable[..., Any]
 
 
-class Limit(click.ParamType):
+def _limit(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
     """A whole number from 1 on, or `none`."""
-
-    name = "limit"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        text = str(value).strip().lower()
-        if text == _NONE:
-            return _NONE
-        if not text.isascii() or not text.isdigit() or int(text) < 1:
-            self.fail(f"expected a whole number from 1 on, or none, got {value!r}", param, ctx)
-        return int(text)
+    text = None if value is None else value.strip().lower()
+    if text is None or text == _NONE:
+        return text
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise click.BadParameter(
+            f"expected a whole number from 1 on, or none, got {value!r}", context, parameter
+        )
+    return int(text)
 
 
 def _scope_options(*scopes: str) -> Callable[[_Command], _Command]:
@@ -84,10 +82,20 @@ def limit() -> None:
     ],
 )
 @_scope_options("key", "project", "organization", "endpoint")
-@click.option("--rpm", "requests_per_minute", type=Limit(), help="Requests per minute, or none.")
-@click.option("--rpd", "requests_per_day", type=Limit(), help="Requests per UTC day, or none.")
-@click.option("--tpm", "tokens_per_minute", type=Limit(), help="Tokens per minute, or none.")
-@click.option("--parallel", "parallel_requests", type=Limit(), help="Requests at the same time, or none.")
+@click.option(
+    "--rpm", "requests_per_minute", callback=_limit, metavar="N", help="Requests per minute, or none."
+)
+@click.option(
+    "--rpd", "requests_per_day", callback=_limit, metavar="N", help="Requests per UTC day, or none."
+)
+@click.option("--tpm", "tokens_per_minute", callback=_limit, metavar="N", help="Tokens per minute, or none.")
+@click.option(
+    "--parallel",
+    "parallel_requests",
+    callback=_limit,
+    metavar="N",
+    help="Requests at the same time, or none.",
+)
 @click.option(
     "--on-outage",
     type=click.Choice(["closed", "open"]),
