@@ -111,7 +111,10 @@ class Engine:
     def __init__(self, program: Path, port: int) -> None:
         self.address = f"127.0.0.1:{port}"
         self._process = subprocess.Popen(
-            [str(program), "-addr", self.address], stderr=subprocess.DEVNULL, preexec_fn=on_core(LOAD_CORE)
+            [str(program), "-addr", self.address],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=on_core(LOAD_CORE),
         )
 
     @property

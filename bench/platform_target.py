@@ -5,13 +5,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import farebox
 import psutil
+from farebox.types import LimitScope
 
 from bench import machine
-from bench.populate import Population, populate
+from bench.populate import AMPLE, AMPLE_USD, Population, populate
 from bench.targets import KEY, PLAIN, Target
 from bench.toolchain import BenchError
 from tests.platform import FAREBOX, ROOT, Platform, await_ready, environment, free_port
@@ -106,15 +108,23 @@ def _set_up(platform: Platform, engine: str) -> None:
             client.models.add(_model(endpoint, engine, f"mock@{pace}" if pace else "mock", "vllm" in delay))
             client.serverless_endpoints.create(endpoint, model=f"bench/{endpoint}", project=ORGANIZATION)
         key = client.keys.create(project=ORGANIZATION, name=KEY)
-        _set_limits(client)
+        _hold_to_limits(client, key["id"])
     (platform.home / "bench.key").write_text(key["key"])
 
 
-def _set_limits(_client: farebox.Client) -> None:
-    """Limits and budgets far above the load, so that every call is checked and none refused.
-
-    The platform has neither yet; whoever adds them sets them here, and the figures then include them.
-    """
+def _hold_to_limits(client: farebox.Client, key_id: str) -> None:
+    """Limits and budgets of every scope, far above the load: every call is held to all of them and none refused."""
+    scopes: list[tuple[LimitScope, str]] = [
+        ("organization", ORGANIZATION),
+        ("project", ORGANIZATION),
+        ("key", key_id),
+    ]
+    scopes += [("endpoint", name) for name in _ENDPOINTS.values()]
+    for scope, scope_id in scopes:
+        client.limits.set(scope, scope_id, **asdict(AMPLE))
+    client.budgets.create(organization=ORGANIZATION, amount_usd=AMPLE_USD, window="month")
+    client.budgets.create(project=ORGANIZATION, amount_usd=AMPLE_USD, window="total")
+    client.budgets.create(key=key_id, amount_usd=AMPLE_USD, window="day")
 
 
 def _model(name: str, engine: str, served: str, continuous: bool) -> str:

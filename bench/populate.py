@@ -10,16 +10,23 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, insert, select
 
+from access.admission.model import BudgetScope, BudgetWindow, Limits, ScopeKind
+from access.admission.store import StoredLimits, create_budget, put_limits
 from access.keys import hash_key
 from access.store import create_project, find_organization
-from access.tables import api_keys
+from access.tables import api_keys, budgets, limits
 from core.database import open_database
 from core.ids import new_id
+from core.money import parse_usd
 from core.settings import load_settings
 from serving.endpoints import create_serverless
 from serving.tables import endpoints
 
 PROJECTS = 100
+AMPLE = Limits(
+    requests_per_minute=10**10, requests_per_day=10**11, tokens_per_minute=10**11, parallel_requests=10**5
+)
+AMPLE_USD = "1000000.00"
 _BATCH = 5000
 
 
@@ -39,22 +46,53 @@ class Population:
 
 
 def populate(home: Path, organization: str, wanted: Population) -> None:
-    """Make the projects, endpoints and keys; the endpoints are on the model `bench/bench-plain`."""
+    """Make the projects, endpoints and keys, with limits and budgets; the model is `bench/bench-plain`."""
     db = open_database(load_settings({}, home=home).sql_url)
     now_ms = time.time_ns() // 1_000_000
     try:
         with db.begin() as connection:
             owner = find_organization(connection, organization)
             projects = [create_project(connection, owner, f"p{n:03d}", now_ms).id for n in range(PROJECTS)]
-            _add_endpoints(connection, wanted, owner.id, projects, now_ms)
-            _add_keys(connection, wanted, owner.id, projects, now_ms)
+            made = _add_endpoints(connection, wanted, owner.id, projects, now_ms)
+            keys = _add_keys(connection, wanted, owner.id, projects, now_ms)
+            _limit(connection, "project", projects, owner.id, now_ms)
+            _limit(connection, "key", keys, owner.id, now_ms)
+            _limit(connection, "endpoint", made, owner.id, now_ms)
+            _budget(connection, "project", "total", projects, owner.id, now_ms)
+            _budget(connection, "key", "day", keys, owner.id, now_ms)
     finally:
         db.close()
 
 
+def _limit(connection: Connection, scope: ScopeKind, ids: list[str], org_id: str, now_ms: int) -> None:
+    put_limits(connection, StoredLimits(scope, ids[0], org_id, AMPLE, False, now_ms))
+    row = dict(connection.execute(select(limits).where(limits.c.scope_id == ids[0])).one()._mapping)
+    _insert(connection, limits, [row | {"scope_id": scope_id} for scope_id in ids[1:]])
+
+
+def _budget(
+    connection: Connection, scope: BudgetScope, window: BudgetWindow, ids: list[str], org_id: str, now_ms: int
+) -> None:
+    first = create_budget(
+        connection,
+        scope=scope,
+        scope_id=ids[0],
+        org_id=org_id,
+        amount_pico=parse_usd(AMPLE_USD, decimals=12),
+        window=window,
+        hard=True,
+        spent_pico=0,
+        now_ms=now_ms,
+    )
+    found = connection.execute(select(budgets).where(budgets.c.id == first.budget.id)).one()
+    row = dict(found._mapping)
+    others = [row | {"id": new_id("budget", now_ms), "scope_id": scope_id} for scope_id in ids[1:]]
+    _insert(connection, budgets, others)
+
+
 def _add_endpoints(
     connection: Connection, wanted: Population, org_id: str, projects: list[str], now_ms: int
-) -> None:
+) -> list[str]:
     model_id = "bench/bench-plain"
     # The first one is made as the platform makes them; the others are that row under other names.
     first = create_serverless(
@@ -72,12 +110,13 @@ def _add_endpoints(
         other = {"id": new_id("ep", now_ms), "name": name, "name_key": name.lower()}
         rows.append(row | other | {"project_id": projects[number % PROJECTS]})
     _insert(connection, endpoints, rows)
+    return [first.id, *(row["id"] for row in rows)]
 
 
 def _add_keys(
     connection: Connection, wanted: Population, org_id: str, projects: list[str], now_ms: int
-) -> None:
-    rows = []
+) -> list[str]:
+    rows: list[dict[str, Any]] = []
     for number in range(wanted.keys):
         text = wanted.key_pattern % number
         rows.append(
@@ -98,6 +137,7 @@ def _add_keys(
             }
         )
     _insert(connection, api_keys, rows)
+    return [str(row["id"]) for row in rows]
 
 
 def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
