@@ -66,6 +66,9 @@ class Outcomes:
         fingerprint = hashlib.sha256(path.encode("utf-8", "replace") + b"\0" + body).digest()
         self._forget_old()
         known = self._outcomes.get(name)
+        if known is not None and self._is_old(known):
+            self._drop(name)
+            known = None
         if known is None:
             self._outcomes[name] = outcome = Outcome(fingerprint)
             return Claim(self, name, outcome)
@@ -97,12 +100,18 @@ class Outcomes:
         self._outcomes.pop(name, None)
 
     def _forget_old(self) -> None:
-        oldest_ms = self._clock.now_ms() - KEEP_MS
+        """The oldest ones; what lies behind a call that has been running for a day goes when it is asked for."""
         while self._outcomes:
             name, outcome = next(iter(self._outcomes.items()))
-            if not outcome.ended_ms or outcome.ended_ms > oldest_ms:
+            if not self._is_old(outcome):
                 return
             self._drop(name)
+
+    def _is_old(self, outcome: Outcome) -> bool:
+        return 0 < outcome.ended_ms <= self._clock.now_ms() - KEEP_MS
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
 
     def _drop(self, name: _Name) -> None:
         self._bytes -= self._outcomes.pop(name).size + _ENTRY_BYTES
