@@ -16,6 +16,7 @@ from access.admission.model import (
     Grant,
     Limits,
     Outcome,
+    Refusal,
     ScopePolicy,
     window_start,
 )
@@ -46,6 +47,16 @@ def budget(amount: int, scope: str = "organization", scope_id: str = "org_1", **
     """A hard budget without end."""
     values: dict[str, Any] = {"window": "total", "hard": True} | changes
     return Budget(f"budget_{scope_id}", scope, scope_id, "org_1", amount, **values)  # type: ignore[arg-type]
+
+
+def refused(decision: Decision) -> Refusal:
+    assert isinstance(decision, Refusal), decision
+    return decision
+
+
+def granted(decision: Decision) -> Grant:
+    assert isinstance(decision, Grant), decision
+    return decision
 
 
 class Driver:
