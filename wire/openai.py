@@ -322,7 +322,7 @@ _CONTEXT_LENGTH = re.compile(
     r"|longer than the (maximum|model)|prompt is too long",
     re.IGNORECASE,
 )
-_PYDANTIC_LOCATION = re.compile(r"'loc': \('body', '([A-Za-z0-9_]+)'")
+_PYDANTIC_LOCATION = re.compile(r"'loc': (?:\('body', '([A-Za-z0-9_]+)'|'body\.([A-Za-z0-9_.]{1,100})')")
 _MAX_MESSAGE = 4000
 
 
@@ -355,7 +355,7 @@ def map_engine_error(status: int, body: bytes) -> tuple[str, str, str | None]:
     if code is None:
         code = _CODES.get(status) or ("upstream_error" if status >= 500 else "bad_request")
     if param is None and (match := _PYDANTIC_LOCATION.search(message)):
-        param = match[1]
+        param = match[1] or match[2]
     return message[:_MAX_MESSAGE], code, param
 
 
