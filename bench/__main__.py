@@ -91,6 +91,8 @@ def _measure(arguments: argparse.Namespace) -> Report:
     seconds = arguments.seconds or (2.0 if arguments.quick else 5.0)
     rounds = arguments.runs or (1 if arguments.quick else 3)
     settings = f"Medians of {rounds} rounds of {seconds:g} s (range in brackets)"
+    if rounds == 1:
+        settings = f"One round of {seconds:g} s"
     report = Report(machine.describe(), machine.load_average(), settings)
     if len(machine.CORES) < 2:
         report.notes.append("one core only: the load generator and what is measured share it")
