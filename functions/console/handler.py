@@ -31,10 +31,12 @@ Amounts of money are exact decimals as texts, times are ISO 8601 in UTC. Lists c
 problem documents (RFC 9457), and every answer carries `x-request-id`.
 """
 _REFUSALS = {
+    400: "The body is not JSON (or YAML, for a model).",
     401: "No key, or one that is unknown, expired or revoked.",
     403: "This kind of key may not do that.",
     404: "Nothing by that name.",
     409: "A name in use, or something in use.",
+    413: "The body is too large.",
     422: "A field is wrong; `param` names it.",
 }
 

@@ -13,6 +13,7 @@ from serving.model import Route
 from wire.azure import MODEL_TYPES, check_api_version
 
 _PATH = "/endpoints/{endpoint_name}/info"
+_ERRORS = (400, 401, 403, 404)
 
 
 def add_azure_info(app: FastAPI, gateway: Gateway) -> None:
@@ -23,6 +24,7 @@ def add_azure_info(app: FastAPI, gateway: Gateway) -> None:
             check_api_version(request.scope["query_string"])
             body = _describe(await _route(gateway, request))
         except FareboxError as error:
+            gateway.metrics.refused(error)
             status, data, headers = AZURE.error(error, "")
             response = Response(data, status, media_type="application/json")
             for name, value in (*headers, *error_headers(error)):
@@ -38,6 +40,7 @@ def add_azure_info(app: FastAPI, gateway: Gateway) -> None:
         summary="What the endpoint's model is",
         tags=["endpoint"],
         response_class=Response,
+        responses={status: text for status, text in openapi.error_responses().items() if status in _ERRORS},
         openapi_extra={
             "security": openapi.SECURITY,
             "parameters": [*openapi.path_parameters(_PATH), openapi.AZURE_PARAMETERS[0]],

@@ -195,7 +195,7 @@ def _add_model_routes(app: FastAPI, gateway: Gateway, prefix: str) -> None:
     documented: dict[str, Any] = {
         "tags": ["endpoint" if prefix else "models"],
         "responses": {
-            status: text for status, text in openapi.error_responses().items() if status in (401, 404)
+            status: text for status, text in openapi.error_responses().items() if status in (401, 403, 404)
         },
     }
 
