@@ -16,6 +16,7 @@ class PolicyBook:
         self._policies: dict[str, ScopePolicy] = {}
         self._paths: dict[_Path, tuple[ScopePolicy, ...]] = {}
         self.generation = 0  # grows with each change
+        self.any_budget = False  # without one, nothing need be priced
 
     def replace(self, policies: Iterable[ScopePolicy]) -> None:
         """Forget everything and take these."""
@@ -33,6 +34,7 @@ class PolicyBook:
     def _changed(self) -> None:
         self._paths.clear()
         self.generation += 1
+        self.any_budget = any(policy.budgets for policy in self._policies.values())
 
     def of(self, request: AdmitRequest) -> tuple[ScopePolicy, ...]:
         """The policies of the call's key, project, organization and endpoint, where they have one."""

@@ -229,18 +229,21 @@ class _Hold:
         self.tokens = tokens
         self.cost_pico = cost_pico
         self.scopes = scopes
-        self.slots = [scope.take(now_ms, tokens, cost_pico) for scope in scopes]
-        # As they are now: a budget made while the call is in flight holds nothing of it.
-        self.purses = [scope.purses for scope in scopes]
+        self.slots: list[_Slot | None] = []
+        self.purses: list[_Purse] = []  # as they are now: a budget made later holds nothing of this call
+        for scope in scopes:
+            self.slots.append(scope.take(now_ms, tokens, cost_pico))
+            if scope.purses:
+                self.purses += scope.purses
         self.held = True
         self.settled = False
 
     def release(self) -> None:
         self.held = False
-        for scope, purses in zip(self.scopes, self.purses, strict=True):
+        for scope in self.scopes:
             scope.parallel -= 1
-            for purse in purses:
-                purse.held -= self.cost_pico
+        for purse in self.purses:
+            purse.held -= self.cost_pico
 
 
 class MemoryAdmission:

@@ -50,13 +50,18 @@ class WorstCase(NamedTuple):
 
 
 def worst_case(
-    operation: Operation, request: ModelRequest, route: Route, body: bytes, at_ms: int
+    operation: Operation,
+    request: ModelRequest,
+    route: Route,
+    body: bytes,
+    at_ms: int,
+    *,
+    priced: bool = True,
 ) -> WorstCase:
-    """The worst case of a call that begins now."""
-    prices = _dearest_prices(route, at_ms)
+    """The worst case of a call that begins now; without its cost where nobody asks for it."""
     if operation == "audio.transcriptions":
         seconds = len(body) // LEAST_AUDIO_BYTES_PER_S + 1
-        return WorstCase(0, _cost({"audio_second": seconds}, prices))
+        return WorstCase(0, _cost({"audio_second": seconds}, route, at_ms) if priced else 0)
     prompts = _prompts(operation, request)
     context = route.context_length
     room = context * prompts if context else 1 << 40  # of all prompts together
@@ -73,7 +78,7 @@ def worst_case(
     tokens = given + output
     if answers == prompts and tokens > room:
         tokens = room  # prompt and answer share the context
-    return WorstCase(tokens, _cost({"input": bound, "output": output}, prices))
+    return WorstCase(tokens, _cost({"input": bound, "output": output}, route, at_ms) if priced else 0)
 
 
 def true_cost(usage: Usage, route: Route, ended_ms: int) -> int:
@@ -89,7 +94,8 @@ def true_cost(usage: Usage, route: Route, ended_ms: int) -> int:
     return total
 
 
-def _cost(quantities: Mapping[str, int], prices: Mapping[str, int]) -> int | None:
+def _cost(quantities: Mapping[str, int], route: Route, at_ms: int) -> int | None:
+    prices = _dearest_prices(route, at_ms)
     total = 0
     for sku, quantity in quantities.items():
         if quantity:
@@ -134,4 +140,7 @@ def _prompts(operation: Operation, request: ModelRequest) -> int:
 
 
 def _has_media(body: bytes) -> bool:
-    return any(mark in body for mark in _MEDIA)
+    for mark in _MEDIA:  # noqa: SIM110  # a generator would cost more than the search
+        if mark in body:
+            return True
+    return False

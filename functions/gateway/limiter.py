@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import isawaitable
 from typing import Protocol
 
@@ -101,7 +102,8 @@ class Limiter:
         if not self.ready:
             raise Unavailable("Limits and budgets are being loaded; try again.", retry_after_s=1)
         route, now_ms = record.route, record.received_ms
-        worst = worst_case(record.operation, record.request, route, body, now_ms)
+        priced = self._book.any_budget
+        worst = worst_case(record.operation, record.request, route, body, now_ms, priced=priced)
         request = AdmitRequest(
             record.request_id,
             route.org_id,
@@ -156,7 +158,9 @@ class Limiter:
         billed = event.status != "error"
         usage = event.usage
         tokens = usage.input + usage.output if billed else 0
-        cost_pico = true_cost(usage, record.route, event.ended_ms) if billed else 0
+        cost_pico = 0
+        if billed and self._book.any_budget:
+            cost_pico = true_cost(usage, record.route, event.ended_ms)
         # The number may be that of a later event: then the record must be a little further on before this call
         # is left to it, and nothing is missed.
         outcome = Outcome(tokens, cost_pico, self._last_sequence(), event.ended_ms)
@@ -259,7 +263,7 @@ class Limiter:
         elif self._stale_balances:
             self._stale_balances = False
             balances = await asyncio.to_thread(source.read_balances, self._version)
-        if balances or any(policy.budgets for policy in self._book.policies()):
+        if balances or self._book.any_budget:
             await self._exchange(balances)
 
     async def _exchange(self, balances: Sequence[Balance]) -> None:
@@ -307,9 +311,18 @@ def limit_headers(record: CallRecord) -> list[Header]:
 def figure_headers(requests: Figures | None, tokens: Figures | None) -> list[Header]:
     """OpenAI's headers: whole figures, and durations such as `6m0s`."""
     headers: list[Header] = []
-    for name, figures in ((b"requests", requests), (b"tokens", tokens)):
-        if figures is not None:
-            headers.append((b"x-ratelimit-limit-" + name, b"%d" % figures.limit))
-            headers.append((b"x-ratelimit-remaining-" + name, b"%d" % figures.remaining))
-            headers.append((b"x-ratelimit-reset-" + name, seconds(figures.reset_ms).encode()))
+    if requests is not None:
+        headers.append((b"x-ratelimit-limit-requests", b"%d" % requests.limit))
+        headers.append((b"x-ratelimit-remaining-requests", b"%d" % requests.remaining))
+        headers.append((b"x-ratelimit-reset-requests", _duration(requests.reset_ms)))
+    if tokens is not None:
+        headers.append((b"x-ratelimit-limit-tokens", b"%d" % tokens.limit))
+        headers.append((b"x-ratelimit-remaining-tokens", b"%d" % tokens.remaining))
+        headers.append((b"x-ratelimit-reset-tokens", _duration(tokens.reset_ms)))
     return headers
+
+
+@lru_cache(maxsize=1024)
+def _duration(ms: int) -> bytes:
+    # Just after an admission a window resets in a whole minute, so nearly all calls ask for the same.
+    return seconds(ms).encode()
