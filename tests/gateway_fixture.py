@@ -8,11 +8,10 @@ with RunningGateway(tmp_path, engine.url) as gateway:
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import uvicorn
 import uvloop
@@ -25,7 +24,9 @@ from core.clock import SystemClock
 from core.errors import JournalFull
 from core.settings import Settings
 from functions.gateway.control import ControlClient
+from functions.gateway.fast_protocol import FastLaneProtocol
 from functions.gateway.handler import Gateway, GatewayDependencies, create_gateway, fast_protocol
+from functions.gateway.hot import route_name
 from functions.gateway.lookups import KeyAnswer, RouteName
 from metering.model import UsageEvent
 from serving.model import Route
@@ -195,7 +196,13 @@ class ControlScript:
 
 
 class RunningGateway:
-    """The gateway and the control script, each under its real server, in one background thread."""
+    """The gateway and the control script, each under its real server, in one background thread.
+
+    `lane`: "fast" has the fast lane, with every key and name known from the start, so that it serves what it can;
+    "slow" has none.
+    """
+
+    lane: ClassVar[Literal["fast", "slow"]] = "fast"
 
     def __init__(self, tmp_path: Path, upstream_url: str, **settings: Any) -> None:
         self.settings = Settings(home=tmp_path, **settings)
@@ -207,7 +214,7 @@ class RunningGateway:
         self.directory.add_key(ADMIN_KEY, Principal("admin", "key_4"))
         self.control = ControlScript()
         self.control_up = True
-        self.fast_lane = True
+        self.protocol: type[FastLaneProtocol] | None = None
         self.gateway: Gateway | None = None
         self.port = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -221,6 +228,7 @@ class RunningGateway:
     def __enter__(self) -> "RunningGateway":
         self._thread.start()
         wait_until(lambda: self._server is not None and self._server.started and self.port != 0)
+        self._warm_up()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -237,7 +245,30 @@ class RunningGateway:
         """Change the only route, and let the gateway learn of it."""
         self.directory.routes = [replace(self.directory.routes[0], **changes)]
         self.directory.changed("endpoint", "ep_1")
-        time.sleep(0.3)
+        self.wait_for_changes()
+        self._warm_up()
+
+    def wait_for_changes(self) -> None:
+        """Return when the gateway has read the whole change feed."""
+        wait_until(lambda: self.gateway is not None and self.gateway.lookups.seq == self.directory.last_seq())
+
+    def _warm_up(self) -> None:
+        if self.protocol is not None:
+            self.in_loop(self._look_everything_up)
+
+    async def _look_everything_up(self) -> None:
+        assert self.gateway is not None
+        lookups = self.gateway.lookups
+        while not lookups.database_reachable:  # noqa: ASYNC110  # the first poll forgets what was known before
+            await asyncio.sleep(0.005)
+        for key_hash in list(self.directory.principals):
+            principal = await lookups.principals.find(key_hash)
+            if isinstance(principal, Principal) and principal.kind != "admin":
+                for endpoint_name in ("", ENDPOINT):
+                    for model in (MODEL, ENDPOINT, ""):
+                        name = route_name(principal, endpoint_name, model)
+                        if self.directory.resolve_route(name) is not None:
+                            await lookups.routes.find(name)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -255,10 +286,12 @@ class RunningGateway:
             await web.UnixSite(runner, str(socket)).start()
         app = create_gateway(self._dependencies())
         self.gateway = app.state.gateway
+        if self.lane == "fast":
+            self.protocol = fast_protocol(app)
         config = uvicorn.Config(
             app,
             port=0,
-            http=fast_protocol(app) if self.fast_lane else "httptools",
+            http=self.protocol or "httptools",
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=1,

@@ -62,6 +62,7 @@ class FastLane:
         self.gateway = gateway
         self.deadlines = gateway.deadlines
         self.loop = asyncio.get_running_loop()
+        self.served = 0
         self._calls: set[FastCall] = set()
         self._default_headers: list[Header] | None = None
         self._prefixes: dict[tuple[int, bool], bytes] = {}
@@ -94,6 +95,7 @@ class FastLane:
         caller.client_request_id = printable(client_id) if client_id else b""
         call = caller.call = FastCall(self, caller, record)
         self._calls.add(call)
+        self.served += 1
         call.begin(headers.get(b"traceparent"), headers.get(b"tracestate"))
         gateway.metrics.prepare.note((perf_counter_ns() - began_ns) // 1000)
         return True

@@ -157,7 +157,7 @@ class Lookups:
         self.routes: LookupCache[RouteName, Route, None] = LookupCache(
             resolve_route, Route, lambda route: route.deployment_id, MAX_HITS
         )
-        self._seq = -1  # not known yet
+        self.seq = -1  # of the last change that was read; not known yet
         self._polled_ms: int | None = None
 
     async def principal(self, key_hash: str) -> KeyAnswer:
@@ -188,13 +188,13 @@ class Lookups:
 
     async def poll(self) -> None:
         """Read the feed once and forget what changed."""
-        if self._seq < 0:
-            self._seq = await asyncio.to_thread(self._last_seq)
+        if self.seq < 0:
+            self.seq = await asyncio.to_thread(self._last_seq)
             self.principals.clear()
             self.routes.clear()
             self._on_policy(None)
         while True:
-            batch = await asyncio.to_thread(self._poll_changes, self._seq)
+            batch = await asyncio.to_thread(self._poll_changes, self.seq)
             self._polled_ms = self._clock.monotonic_ms()
             for change in batch:
                 self._apply(change)
@@ -202,8 +202,8 @@ class Lookups:
                 return
 
     def _apply(self, change: Change) -> None:
-        gap = change.seq != self._seq + 1
-        self._seq = change.seq
+        gap = change.seq != self.seq + 1
+        self.seq = change.seq
         if gap or change.kind == CLEAR:
             self.principals.clear()
             self.routes.clear()
