@@ -127,10 +127,13 @@ class UpstreamConnection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             broken = True
+        if self._overhead > MAX_OVERHEAD_BYTES:
+            self._fail()
+            return
         self._hand_over()
         if self._message_done:
             self._end(reusable=self._keep_alive and not broken)
-        elif broken or self._overhead > MAX_OVERHEAD_BYTES:
+        elif broken:
             self._fail()
 
     def eof_received(self) -> None:
@@ -217,7 +220,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if not self._began:
             sink.answer_failed(ServerGone("closed"))
-        elif self._status:
+        elif self._head_told:
             sink.answer_failed(UpstreamFailed("The model server broke off within its answer."))
         else:
             sink.answer_failed(UpstreamFailed("The model server's answer could not be understood."))
