@@ -8,9 +8,9 @@ import aiohttp
 import msgspec
 from multidict import CIMultiDict
 
-from core.errors import BadRequest, FareboxError, TooLarge, Unavailable, problem
+from core.errors import BadRequest, FareboxError, Timeout, TooLarge, Unavailable, problem
 from core.ids import new_id
-from functions.gateway.exchange import Header, Receive, Scope, Send, error_headers
+from functions.gateway.exchange import BODY_TIMEOUT_S, Header, Message, Receive, Scope, Send, error_headers
 from functions.gateway.gateway import Gateway
 
 _CONNECT_S = 2.0
@@ -57,6 +57,7 @@ class _ProxiedRequest:
         self._failure: FareboxError | None = None
         self._started = False
         self._body_read = True
+        self._declared_bytes: int | None = None
 
     async def run(self) -> None:
         try:
@@ -115,13 +116,15 @@ class _ProxiedRequest:
         length = next((value for name, value in self._headers if name == b"content-length"), b"0")
         if length.isdigit() and int(length) > self._gateway.settings.max_body_bytes:
             raise self._too_large()
+        if b"content-length" in names:
+            self._declared_bytes = int(length)
         self._body_read = False
         return self._body_parts()
 
     async def _body_parts(self) -> AsyncIterator[bytes]:
         size, more = 0, True
         while more:
-            message = await self._receive()
+            message = await self._next_message()
             if message["type"] == "http.disconnect":
                 self._failure = Unavailable("The caller left.")
                 raise ConnectionResetError
@@ -132,7 +135,20 @@ class _ProxiedRequest:
                 raise ConnectionResetError
             if part:
                 yield part
+        if self._declared_bytes not in (None, size):
+            # uvicorn drops the body of a request that asks for an upgrade; the control process would wait for it.
+            self._failure = BadRequest("The body is not as long as its Content-Length says.")
+            raise ConnectionResetError
         self._body_read = True
+
+    async def _next_message(self) -> Message:
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                return await self._receive()
+        except TimeoutError:
+            self._failure = Timeout(f"Nothing of the request body came for {BODY_TIMEOUT_S:.0f} s.")
+            self._failure.status = 408
+            raise
 
     def _too_large(self) -> TooLarge:
         limit = self._gateway.settings.max_body_bytes

@@ -3,6 +3,7 @@
 Seeded, so that a failure can be repeated; FUZZ_SEED and FUZZ_EXAMPLES for a longer look.
 """
 
+import contextlib
 import os
 import random
 import re
@@ -20,6 +21,7 @@ SEED = int(os.environ.get("FUZZ_SEED", "1"))
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 MAX_GROWTH_BYTES = 8 * 1024 * 1024
 _PATIENCE_S = 5.0
+_ANSWER_S = 0.1
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 
 METHODS = (
@@ -135,6 +137,9 @@ BODIES = (
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with running_target(tmp_path_factory.mktemp("home")) as target:
         yield target
+        began = time.monotonic()
+        target.platform.stop()
+        assert time.monotonic() - began < 15, "something was left running, which the gateway waited for"
 
 
 @pytest.fixture(autouse=True)
@@ -155,15 +160,20 @@ def afterwards(target: Target) -> Iterator[None]:
 def send(target: Target, data: bytes, *, patience_s: float = _PATIENCE_S, close: bool = True) -> bytes:
     """All that comes back until the connection is closed; TimeoutError when it is not.
 
-    `close`: tell the server that nothing more will come.
+    `close`: hang up our side at once, else after the answers.
     """
     port = int(target.url.rsplit(":", 1)[1])
     received = bytearray()
     with socket.create_connection(("127.0.0.1", port), timeout=patience_s) as connection:
         try:
             connection.sendall(data)
-            if close:
-                connection.shutdown(socket.SHUT_WR)
+            if not close:
+                connection.settimeout(_ANSWER_S)
+                with contextlib.suppress(TimeoutError):
+                    while part := connection.recv(65536):
+                        received += part
+                connection.settimeout(patience_s)
+            connection.shutdown(socket.SHUT_WR)
             while part := connection.recv(65536):
                 received += part
         except (ConnectionError, OSError) as error:
@@ -176,10 +186,10 @@ def statuses(received: bytes) -> list[int]:
     return [int(status) for status in _STATUS.findall(received)]
 
 
-def check(target: Target, data: bytes) -> list[int]:
+def check(target: Target, data: bytes, *, close: bool = False) -> list[int]:
     """Send it; whatever is answered is not our failure."""
     try:
-        received = send(target, data)
+        received = send(target, data, close=close)
     except TimeoutError:
         raise AssertionError(f"hangs on {data[:300]!r} … {data[-100:]!r}") from None
     found = statuses(received)
@@ -222,7 +232,7 @@ def test_garbage(target: Target) -> None:
     chance = random.Random(SEED)
     found: set[int] = set()
     for _ in range(EXAMPLES):
-        found.update(check(target, garbage(target, chance)))
+        found.update(check(target, garbage(target, chance), close=chance.random() < 0.5))
     assert {400, 401, 404} <= found, f"the requests do not reach far: {found}"
 
 
@@ -277,6 +287,20 @@ def test_a_chunked_body_is_read_strictly(target: Target) -> None:
     assert len(target.engine.seen) == seen
 
 
+def test_a_body_that_an_upgrade_swallows_leaves_nothing_waiting(target: Target) -> None:
+    """uvicorn reads no body of a request that asks for an upgrade; `target` sees that nobody waits for it."""
+    head = (
+        b"POST %b HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: %b\r\ncontent-type: application/json\r\n"
+        b"authorization: Bearer %b\r\ncontent-length: 2\r\n\r\n{}"
+    )
+    for protocol in (b"websocket", b"h2c"):
+        for close in (True, False):
+            key = target.platform.admin_key.encode()
+            assert set(check(target, head % (b"/api/organizations", protocol, key), close=close)) <= {400}
+            path, key = b"/v1/chat/completions", target.key.encode()
+            assert set(check(target, head % (path, protocol, key), close=close)) <= {400}
+
+
 def test_memory_stays(target: Target) -> None:
     process = target.gateway()
     chance = random.Random(SEED + 2)
@@ -292,7 +316,7 @@ def test_memory_stays(target: Target) -> None:
 
 def _round(target: Target, chance: random.Random) -> None:
     for _ in range(EXAMPLES // 4):
-        check(target, garbage(target, chance))
+        check(target, garbage(target, chance), close=True)
     for _ in range(5):
         check(target, b"GET /" + b"a" * 1_000_000)
         check(target, chance.randbytes(100_000))
