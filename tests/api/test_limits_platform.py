@@ -44,6 +44,8 @@ def test_limits_and_budgets_set_by_command_hold(tmp_path: Path) -> None:
         key, key_id = prepare(platform, engine)
         assert call(platform, key, 3) == 200
         platform.cli("limit", "set", "--key", key_id, "--rpm", "4")
+        shown = json.loads(platform.cli("limit", "show", "--key", key_id, "-o", "json").stdout)
+        assert shown["requests_per_minute"] == 4
         began = time.monotonic()
         wait_until(lambda: call(platform, key) == 429)  # three before, and at most one more
         assert time.monotonic() - began < 3
@@ -57,6 +59,9 @@ def test_limits_and_budgets_set_by_command_hold(tmp_path: Path) -> None:
         assert made["spent_usd"] != "0"  # what the day had seen already
         wait_until(lambda: call(platform, key) == 402)
         platform.cli("budget", "change", made["id"], "--amount", "1.00")
+        assert (
+            json.loads(platform.cli("budget", "show", made["id"], "-o", "json").stdout)["amount_usd"] == "1"
+        )
         wait_until(lambda: call(platform, key) == 200)
         assert "budget_" in platform.cli("budget", "list", "-o", "tsv").stdout
         platform.cli("budget", "delete", made["id"])

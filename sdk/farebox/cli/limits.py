@@ -70,7 +70,7 @@ def _suggesting(state: State, scope: str, name: str) -> Any:
 
 @click.group(cls=Group)
 def limit() -> None:
-    """Rate limits of a key, project, organization or endpoint."""
+    """Rate limits of keys, projects and endpoints."""
 
 
 @limit.command(
