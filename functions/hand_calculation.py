@@ -29,7 +29,7 @@ class Sum:
 
 
 def token_sums(receipts: Iterable[Mapping[str, Any]], prices: Mapping[str, Mapping[str, str]]) -> list[Sum]:
-    """Tokens and seconds of billed calls by model, from the counts the engine reported; `prices` as the catalog shows them."""
+    """Tokens and seconds of billed calls by model, as the engine reported them; `prices` as the catalog shows them."""
     quantities: dict[tuple[str, str], int] = {}
     for receipt in receipts:
         if receipt["status"] == "error":

@@ -88,7 +88,9 @@ class Recorder:
                 try:
                     await asyncio.to_thread(self._save, replica)
                 except (SQLAlchemyError, OSError) as error:
-                    _log.warning("a replica's state cannot be written yet", extra={"reason": str(error)[:300]})
+                    _log.warning(
+                        "a replica's state cannot be written yet", extra={"reason": str(error)[:300]}
+                    )
                     return
                 if self._unsaved.get(replica.id) is replica:
                     del self._unsaved[replica.id]

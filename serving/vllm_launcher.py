@@ -74,7 +74,9 @@ class VllmLauncher:
         if source is not None and source.builtin:
             return sample.sample_model_dir(self._settings.models_path)
         if source is None or not source.repository:
-            raise Unavailable(f"the catalog does not say where the weights of {spec.id} are (source.repository)")
+            raise Unavailable(
+                f"the catalog does not say where the weights of {spec.id} are (source.repository)"
+            )
         return source.repository
 
     def _prepare(self, spec: ModelSpec, python: Path, report: Callable[[str], None]) -> None:
@@ -102,7 +104,9 @@ def _arguments(spec: ModelSpec) -> tuple[str, ...]:
     arguments: list[str] = []
     if spec.source is not None and spec.source.repository and spec.source.revision not in ("", "main"):
         arguments += ["--revision", spec.source.revision]
-    stated = any(argument.split("=")[0].replace("_", "-") == _LENGTH_ARGUMENT for argument in spec.engine.args)
+    stated = any(
+        argument.split("=")[0].replace("_", "-") == _LENGTH_ARGUMENT for argument in spec.engine.args
+    )
     if spec.task in _GENERATING and not stated:
         # As long as fits: else a long context that nobody uses keeps a model from starting at all.
         arguments += [_LENGTH_ARGUMENT, "auto"]

@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--start-delay", type=float, default=0.0)
     parser.add_argument("--die-at-start", default="", metavar="TEXT", help="print it and end with status 1")
-    parser.add_argument("--die-at-start-times", default="", metavar="FILE:N", help="…, but only the first N times")
+    parser.add_argument(
+        "--die-at-start-times", default="", metavar="FILE:N", help="…, but only the first N times"
+    )
     parser.add_argument("--die-after", type=float, default=0.0, metavar="S")
     parser.add_argument("--ignore-sigterm", action="store_true")
     parser.add_argument("--grandchild", action="store_true", help="a child that ignores SIGTERM")

@@ -36,7 +36,9 @@ def filled(db: Database) -> Database:
     return db
 
 
-def _create(db: Database, name: str, model: str = CHAT.id, project: str = "proj_1", at: int = NOW) -> Endpoint:
+def _create(
+    db: Database, name: str, model: str = CHAT.id, project: str = "proj_1", at: int = NOW
+) -> Endpoint:
     with db.begin() as connection:
         return create_serverless(
             connection, name=name, model_id=model, org_id=f"org_of_{project}", project_id=project, now_ms=at

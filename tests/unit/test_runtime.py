@@ -132,7 +132,9 @@ async def test_calls_keep_a_server_up(world: World) -> None:
     await asyncio.sleep(0.9)
     assert _state(runtime, endpoint.deployment_id) == "ready", "a long stream is a call, however quiet"
     assert runtime.status()[endpoint.deployment_id].in_flight == 1
-    await until(lambda: _state(runtime, endpoint.deployment_id) == "stopped", "its calls died with the gateway")
+    await until(
+        lambda: _state(runtime, endpoint.deployment_id) == "stopped", "its calls died with the gateway"
+    )
 
 
 async def test_a_call_while_the_gateway_is_being_told_keeps_the_server(world: World) -> None:
@@ -240,7 +242,9 @@ async def test_stop_all_ends_what_ignores_sigterm_and_its_helpers(world: World) 
     world.launcher.options = ["--ignore-sigterm", "--grandchild", "--stray"]
     endpoint, other = world.endpoint(), world.endpoint("other", model("acme/other"))
     runtime = world.runtime()
-    await asyncio.gather(runtime.wake(endpoint.deployment_id, 9_000), runtime.wake(other.deployment_id, 9_000))
+    await asyncio.gather(
+        runtime.wake(endpoint.deployment_id, 9_000), runtime.wake(other.deployment_id, 9_000)
+    )
     assert sum(map(len, world.processes().values())) == 6
     await runtime.stop_all()
     assert world.processes() == {}
@@ -378,9 +382,7 @@ async def test_old_runs_and_their_logs_are_forgotten(world: World, monkeypatch: 
     assert len(list((world.home / "logs" / "replicas").iterdir())) <= 3
 
 
-async def test_calls_go_on_while_the_database_is_down(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_calls_go_on_while_the_database_is_down(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint, runtime = world.endpoint(), world.runtime(scale_to_zero_after=500)
     await runtime.wake(endpoint.deployment_id, 10_000)
     working = Database.begin
