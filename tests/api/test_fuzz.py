@@ -22,7 +22,7 @@ from hypothesis.errors import Unsatisfiable
 from tests.fuzzing import ENDPOINT, MODEL, TASKS, Target, running_target
 
 EXAMPLES = int(
-    os.environ.get("FUZZ_EXAMPLES", "8")
+    os.environ.get("FUZZ_EXAMPLES", "10")
 )  # per operation and mode; more by hand when looking for something
 TIMEOUT_S = 10.0
 _ERROR_MEMBERS = {"message", "type", "param", "code"}

@@ -218,7 +218,7 @@ def garbage(target: Target, chance: random.Random) -> bytes:
     if chance.random() < 0.1:
         data = data[: chance.randrange(len(data))]
     if chance.random() < 0.1:
-        place = chance.randrange(len(data))
+        place = chance.randrange(len(data) + 1)
         data = data[:place] + chance.randbytes(chance.randrange(1, 20)) + data[place:]
     return data
 
