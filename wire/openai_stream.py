@@ -7,6 +7,7 @@ The engine is always asked for usage (see `openai.upstream_body`), so the caller
   engine put its usage elsewhere.
 """
 
+import contextlib
 import re
 from typing import Any
 
@@ -85,6 +86,11 @@ class StreamError(msgspec.Struct, frozen=True):
 
 
 _chunk = msgspec.json.Decoder(_Chunk)
+_usage = msgspec.json.Decoder(EngineUsage)
+# As vLLM and its like write the beginning of a choice.
+_TEXT = b'"choices":[{"index":0,"delta":{"content":"'
+_QUOTE, _COMMA = b'",'
+_NOT_ZERO = (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"9")
 _loose_chunk = msgspec.json.Decoder(_LooseChunk)
 _members = msgspec.json.Decoder(dict[str, Raw])
 _encoder = msgspec.json.Encoder()
@@ -102,6 +108,7 @@ class StreamFilter:
         "_final_chunk",
         "_last_chunk",
         "_latest",
+        "_latest_raw",
         "_per_choice",
         "_splitter",
         "_wants_usage",
@@ -121,6 +128,7 @@ class StreamFilter:
         self._per_choice = per_choice
         self._splitter = EventSplitter()
         self._latest: dict[int, EngineUsage] = {}
+        self._latest_raw = b""  # newer than that of choice 0; decoded when somebody asks
         self._final: EngineUsage | None = None
         self._final_chunk = b""  # the final usage chunk as the engine wrote it, withheld until the end
         self._last_chunk: _Chunk | None = None
@@ -133,6 +141,10 @@ class StreamFilter:
 
     def feed(self, data: bytes) -> bytes:
         """The bytes to hand on. `[DONE]` and errors are withheld: the one who ends the stream writes them."""
+        if self.chunks and not self._splitter.rest:
+            quick = self._quick(data)
+            if quick:
+                return quick
         events = self._splitter.split(data)
         if len(events) == 1:
             return self._event(events[0])
@@ -156,12 +168,16 @@ class StreamFilter:
     @property
     def counted(self) -> bool:
         """The engine has given counts."""
-        return bool(self._latest) or self._final is not None
+        return bool(self._latest) or bool(self._latest_raw) or self._final is not None
 
     def counts(self) -> TokenCounts | None:
         """The latest counts of the whole answer, None when the engine has given none."""
         if self._final is not None:
             return self._final.counts()
+        if self._latest_raw:
+            raw, self._latest_raw = self._latest_raw, b""
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                self._latest[0] = _usage.decode(raw)
         if not self._latest:
             return None
         prompts: dict[int, int] = {}
@@ -195,6 +211,43 @@ class StreamFilter:
             usage["cost_usd"] = cost_usd
         head = {"id": last.id, "object": last.object, "created": last.created, "model": last.model}
         return encode_event(_encoder.encode(head | {"choices": [], "usage": usage}))
+
+    def _quick(self, data: bytes) -> bytes:
+        """What most reads of a long answer are: one event with some text of the only choice. b"": it is not.
+
+        Searched instead of decoded: within a JSON string a quote is escaped, so none of these can be found there.
+        """
+        text = data.find(_TEXT)
+        if (
+            text < 0
+            or data[text + len(_TEXT)] == _QUOTE  # nothing was generated
+            or not data.startswith(b"data: {")
+            or data.find(b"\n") != len(data) - 2
+            or data[-3:] != b"}\n\n"
+            or data.find(b'"finish_reason":null', text) < 0
+            or data.count(b'"finish_reason"') != 1
+            or b'"error"' in data
+        ):
+            return b""
+        usage = data.rfind(b'"usage":')
+        if usage < 0:
+            self.content_chunks += 1
+        else:
+            raw = data[usage + 8 : -3]
+            counted = raw.find(b'"completion_tokens":')
+            if (
+                raw[:1] != b"{"
+                or raw[-1:] != b"}"
+                or data[usage - 1] != _COMMA
+                or b'"prompt_tokens":' not in raw
+                or counted < 0
+                or raw[counted + 20 : counted + 21] not in _NOT_ZERO
+            ):
+                return b""
+            self._latest_raw = raw
+            data = data[: usage - 1] + (b',"usage":null}\n\n' if self._wants_usage else b"}\n\n")
+        self.chunks += 1
+        return data
 
     def _event(self, event: bytes) -> bytes:
         data = event_data(event)
@@ -236,7 +289,10 @@ class StreamFilter:
             self._final = usage
             self._final_chunk = data if self._wants_usage else b""
             return b""
-        self._latest[index if self._per_choice else 0] = usage
+        choice = index if self._per_choice else 0
+        if choice == 0:
+            self._latest_raw = b""
+        self._latest[choice] = usage
         return _replace_usage(data, null=self._wants_usage)
 
     def _odd_chunk(self, event: bytes, data: bytes) -> bytes:

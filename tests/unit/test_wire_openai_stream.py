@@ -1,6 +1,8 @@
 """What a caller sees of a stream, and what is counted, for engines of many habits."""
 
 import json
+import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -197,3 +199,71 @@ def test_our_own_error_event() -> None:
     assert shown == {
         "error": {"message": "later", "type": "server_error", "param": None, "code": "unavailable"}
     }
+
+
+class _Thorough(StreamFilter):
+    """Decodes every event."""
+
+    __slots__ = ()
+
+    def _quick(self, data: bytes) -> bytes:
+        return b""
+
+
+def _random_stream(chance: random.Random, choices: int) -> list[bytes]:
+    deltas: list[dict] = [
+        {"content": "a"},
+        {"content": ""},
+        {"content": None},
+        {"role": "assistant", "content": ""},
+        {"content": '"usage":{"finish_reason":null,"error"\n'},
+        {"reasoning": "a"},
+    ]
+    events = []
+    for _ in range(chance.randint(1, 8)):
+        made = [
+            {
+                "index": chance.randrange(choices),
+                "delta": chance.choice(deltas),
+                "finish_reason": chance.choice([None, None, None, "stop"]),
+            }
+            for _ in range(chance.choice([0, 1, 1, 1, 1, 2]))
+        ]
+        event: dict = {"id": "i", "object": "chat.completion.chunk", "choices": made}
+        usage = {"prompt_tokens": chance.randrange(3), "completion_tokens": chance.randrange(12)}
+        details = {"prompt_tokens_details": {"cached_tokens": 1}}
+        event |= chance.choice([{}, {}, {"usage": None}, {"usage": usage}, {"usage": usage | details}])
+        if chance.random() < 0.05:
+            event["error"] = {"message": "x", "code": 500}
+        separators = chance.choice([(",", ":"), (",", ":"), (", ", ": ")])
+        text = json.dumps(event, separators=separators).encode()
+        events.append(b"data: " + text + chance.choice([b"\n\n", b"\n\n", b"\r\n\r\n"]))
+    return events
+
+
+def test_searching_finds_what_decoding_finds() -> None:
+    chance = random.Random(20261123)
+    for _ in range(3000):
+        choices = chance.choice([1, 1, 2])
+        data = [*_random_stream(chance, choices), b"data: [DONE]\n\n"]
+        if chance.random() < 0.3:
+            whole = b"".join(data)
+            cuts = sorted(chance.randrange(len(whole)) for _ in range(3))
+            data = [whole[a:b] for a, b in pairwise([0, *cuts, len(whole)]) if b > a]
+        wants, each = chance.random() < 0.5, chance.random() < 0.7
+        seen = []
+        for kind in (StreamFilter, _Thorough):
+            made = kind(wants_usage=wants, choices_per_prompt=choices, per_choice=each)
+            out = b"".join([made.feed(part) for part in data if not made.error])
+            seen.append(
+                (
+                    out,
+                    made.counts(),
+                    made.chunks,
+                    made.content_chunks,
+                    made.finish_reason,
+                    made.done,
+                    made.error,
+                )
+            )
+        assert seen[0] == seen[1], data
