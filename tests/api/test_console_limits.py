@@ -133,6 +133,7 @@ def test_a_budget_is_created_changed_listed_and_deleted(console: ConsolePlatform
         f"/api/budgets/{made['id']}", json={"amount_usd": "50.5", "hard": False}
     ).json()
     assert (changed["amount_usd"], changed["hard"]) == ("50.5", False)
+    console.clock.advance(1)  # ids of one millisecond are in no order
     total = console.post("/api/budgets", project="web", amount_usd="0.000000000001", window="total")
     assert total["resets_at"] is None and total["remaining_usd"] == "0.000000000001"
     assert [each["id"] for each in console.get("/api/budgets")["data"]] == [made["id"], total["id"]]

@@ -49,6 +49,7 @@ def test_limits_and_budgets_set_by_command_hold(tmp_path: Path) -> None:
         began = time.monotonic()
         wait_until(lambda: call(platform, key) == 429)  # three before, and at most one more
         assert time.monotonic() - began < 3
+        assert "4" in platform.cli("limit", "show", "--key", key_id, "-o", "tsv").stdout
         platform.cli("limit", "remove", "--key", key_id)
         wait_until(lambda: call(platform, key) == 200)
         made = json.loads(
@@ -64,6 +65,7 @@ def test_limits_and_budgets_set_by_command_hold(tmp_path: Path) -> None:
         )
         wait_until(lambda: call(platform, key) == 200)
         assert "budget_" in platform.cli("budget", "list", "-o", "tsv").stdout
+        assert made["id"] in platform.cli("budget", "show", made["id"], "-o", "json").stdout
         platform.cli("budget", "delete", made["id"])
 
 
