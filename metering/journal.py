@@ -27,7 +27,7 @@ from wire.cloudevents import encode_event
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 MAX_BATCH = 4096
-COMMIT_EVERY_S = 0.003
+COMMIT_EVERY_S = 0.004
 PROGRESS_EVERY_S = 0.25  # progress notes are gathered this long, so a thousand streams cost one write
 PROBE_EVERY_S = 1.0
 PROBE_BYTES = 1024 * 1024

@@ -71,9 +71,9 @@ def parse_request(
         members=members,
         model=_model(members) if "model" in members else None,
         stream=stream,
-        wants_usage=_wants_usage(members) and stream,
-        choices=_count(members, "n", 1, MAX_CHOICES) or 1,
-        max_tokens=next((found for name in limits if (found := _count(members, name, 0))), None),
+        wants_usage="stream_options" in members and _wants_usage(members) and stream,
+        choices=_count(members, "n", 1, MAX_CHOICES) or 1 if "n" in members else 1,
+        max_tokens=_first_count(members, limits),
     )
 
 
@@ -196,6 +196,13 @@ def _count(members: Mapping[str, Raw], name: str, least: int, most: int | None =
     return value
 
 
+def _first_count(members: Mapping[str, Raw], names: Sequence[str]) -> int | None:
+    for name in names:
+        if name in members and (found := _count(members, name, 0)):
+            return found
+    return None
+
+
 def _stream_options(members: Mapping[str, Raw]) -> dict[str, Raw]:
     raw = members.get("stream_options")
     if raw is None or bytes(raw) == b"null":
@@ -268,7 +275,10 @@ class PlainAnswer(msgspec.Struct):
 
     @property
     def finish_reason(self) -> str:
-        return next((choice.finish_reason for choice in self.choices if choice.finish_reason), "")
+        for choice in self.choices:
+            if choice.finish_reason:
+                return choice.finish_reason
+        return ""
 
     def estimate_output_tokens(self) -> int:
         """A token per four bytes of the answer's text."""
