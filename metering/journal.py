@@ -242,7 +242,9 @@ class Journal:
             self._probe()
         progress_due = self._progress_due_ms is not None and now_ms >= self._progress_due_ms
         if self._broken:
-            self._resolve([done for _, done in waiting], JournalFull(f"usage cannot be recorded: {self._broken}"))
+            self._resolve(
+                [done for _, done in waiting], JournalFull(f"usage cannot be recorded: {self._broken}")
+            )
         elif waiting or progress_due or closing:
             self._commit(waiting)
         if now_ms >= self._measure_due_ms:

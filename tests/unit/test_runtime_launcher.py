@@ -91,7 +91,11 @@ def test_gpus_are_counted(launcher: VllmLauncher, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(vllm_launcher, "_machine_kind", lambda: "vllm")
     launch = launcher(replace(QWEN, requirements=Requirements(40, 2)), 1)
     assert launch.needed_bytes == 80 * GIB
-    for free, said in (([], "needs 2 NVIDIA GPUs"), ([50 * GIB, 20 * GIB], "70.0 GiB are free"), ([48 * GIB] * 3, "")):
+    for free, said in (
+        ([], "needs 2 NVIDIA GPUs"),
+        ([50 * GIB, 20 * GIB], "70.0 GiB are free"),
+        ([48 * GIB] * 3, ""),
+    ):
         monkeypatch.setattr(memory, "gpu_free_bytes", lambda free=free: free)
         assert said in launch.refusal(0)
         assert bool(said) == bool(launch.refusal(0))
