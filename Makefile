@@ -46,7 +46,7 @@ fmt: $(DEV_STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV_STAMP) ## Measure the gateway beside a direct call to the same mock engine
+bench: $(DEV_STAMP) ## Measure the gateway beside Envoy, nginx and LiteLLM (see docs/performance.md)
 	$(BIN)/python -m bench $(ARGS)
 
 lock: ## Resolve the lock files anew (needs uv)
