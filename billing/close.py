@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from billing.ledger import post_held, post_minutes
-from billing.model import PriceAt
+from billing.model import PriceBook
 from billing.store import held_minutes
 from core.database import Database
 from core.log import get_logger
@@ -15,7 +15,7 @@ _log = get_logger(__name__)
 
 def close_and_post(
     db: Database,
-    price_at: PriceAt,
+    book: PriceBook,
     now_ms: int,
     lateness_ms: int,
     on_alarm: Callable[[Alarm], None] | None = None,
@@ -32,20 +32,20 @@ def close_and_post(
             break
         with db.begin() as conn:
             minutes = close_minutes(conn, now_ms, lateness_ms)
-            alarms = post_minutes(conn, minutes, price_at, now_ms)
+            alarms = post_minutes(conn, minutes, book, now_ms)
         closed += len(minutes)
         for alarm in alarms:
             (on_alarm or _log_alarm)(alarm)
-    _post_what_was_held(db, price_at, now_ms)
+    _post_what_was_held(db, book, now_ms)
     return closed
 
 
-def _post_what_was_held(db: Database, price_at: PriceAt, now_ms: int) -> None:
+def _post_what_was_held(db: Database, book: PriceBook, now_ms: int) -> None:
     with db.read() as conn:
         waiting = bool(held_minutes(conn, 1))
     if waiting:
         with db.begin() as conn:
-            post_held(conn, price_at, now_ms)
+            post_held(conn, book, now_ms)
 
 
 def _log_alarm(alarm: Alarm) -> None:

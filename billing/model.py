@@ -1,10 +1,12 @@
-"""What billing works with: rated minutes, previews, receipts. Money in pico-dollars, as integers."""
+"""What billing works with: rated minutes, lines, previews, receipts. Money in pico-dollars, as integers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sqlalchemy import Connection
+
+from catalog.terms import Terms
 
 TOKEN_SKUS = ("input", "cached_input", "output")
 CALL_SKU_ORDER = ("input", "cached_input", "output", "audio_second")
@@ -12,7 +14,7 @@ ENDPOINT_MINUTE_SKU = "endpoint_minute"
 
 
 class Price(Protocol):
-    """A price version: immutable pico-dollar prices by SKU."""
+    """A price version: immutable list prices in pico-dollars by SKU, and the terms of a whole month."""
 
     @property
     def id(self) -> str: ...
@@ -20,9 +22,20 @@ class Price(Protocol):
     @property
     def unit_prices(self) -> Mapping[str, int]: ...
 
+    @property
+    def terms(self) -> Terms: ...
 
-# `catalog.store.price_at`: a model's price version at an instant. Unknown: None, or core.errors.NotFound.
-PriceAt = Callable[[Connection, str, int], Price | None]
+
+class PriceBook(Protocol):
+    """Where prices come from: `catalog.price_book`."""
+
+    def price_at(self, connection: Connection, model_id: str, at_ms: int, org_id: str, /) -> Price | None:
+        """A model's version for an organization at an instant. Unknown: None, or core.errors.NotFound."""
+        ...
+
+    def version(self, connection: Connection, version_id: str, /) -> Price | None:
+        """The version with that id."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +63,18 @@ class Held:
     reason: str
 
 
+LineKind = Literal["charge", "terms", "discount", "minimum", "credit"]
+"""charge: quantity × list price. terms: what tiers, packages and included amounts make of it. discount, minimum: of
+a contract. credit: paid with credit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a preview or invoice: rounded once, here. Token lines have "" for the endpoint."""
+    """One line of a preview or invoice: rounded once, here. Token lines have "" for the endpoint.
+
+    `price_version` is set where the version has terms for the SKU: then they are the line's, together with a line of
+    kind `terms`. `fixed_pico` is the amount of a line that is no quantity × unit price.
+    """
 
     sku: str
     model_id: str
@@ -60,10 +82,27 @@ class Line:
     endpoint_name: str
     quantity: int
     unit_price_pico: int
+    price_version: str = ""
+    kind: LineKind = "charge"
+    fixed_pico: int | None = None
+    text: str = ""
 
     @property
     def amount_pico(self) -> int:
-        return self.quantity * self.unit_price_pico
+        return self.quantity * self.unit_price_pico if self.fixed_pico is None else self.fixed_pico
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What was agreed with an organization, by the UTC month: a discount on all charges, and a least amount."""
+
+    id: str
+    org_id: str
+    starts_ms: int  # the start of a month
+    ends_ms: int  # the start of a month; 0: no end
+    discount_bp: int  # basis points: 1,000 are 10 %
+    minimum_pico: int  # a month; what is missing is a line of its own
+    created_ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,24 +4,24 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection
 
-from billing.model import Item, Price, PriceAt
+from billing.model import Item, Price, PriceBook
 from core.clock import minute_floor
 from core.errors import NotFound
 
 
 class Prices:
-    """The price book as seen by one run: each model and minute is looked up once."""
+    """The price book as seen by one run: each organization, model and minute is looked up once."""
 
-    def __init__(self, conn: Connection, price_at: PriceAt) -> None:
-        self._conn, self._price_at = conn, price_at
-        self._known: dict[tuple[str, int], Price | None] = {}
+    def __init__(self, conn: Connection, book: PriceBook) -> None:
+        self._conn, self._book = conn, book
+        self._known: dict[tuple[str, str, int], Price | None] = {}
 
-    def at(self, model_id: str, at_ms: int) -> Price | None:
+    def at(self, org_id: str, model_id: str, at_ms: int) -> Price | None:
         """The version in force in the minute of `at_ms` (they start at full minutes), None: there is none."""
-        key = (model_id, minute_floor(at_ms))
+        key = (org_id, model_id, minute_floor(at_ms))
         if key not in self._known:
             try:
-                self._known[key] = self._price_at(self._conn, *key)
+                self._known[key] = self._book.price_at(self._conn, model_id, key[2], org_id)
             except NotFound:
                 self._known[key] = None
         return self._known[key]

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection
 
-from billing.model import Attempt, PriceAt, Receipt
+from billing.model import Attempt, PriceBook, Receipt
 from billing.rate import Prices, rate
 from core.errors import NotFound
 from metering.model import Usage
@@ -12,14 +12,14 @@ from metering.store import receipt_row
 UNBILLED = "error"  # the one status that costs nothing: the platform or the engine failed
 
 
-def receipt(conn: Connection, request_id: str, price_at: PriceAt) -> Receipt:
+def receipt(conn: Connection, request_id: str, book: PriceBook) -> Receipt:
     """The receipt of a request; NotFound when no event of it arrived. The caller checks the organization."""
     events = receipt_row(conn, request_id)
     if not events:
         raise NotFound(f"no request {request_id!r} is on record", param="request_id")
-    prices = Prices(conn, price_at)
+    prices = Prices(conn, book)
     last = events[-1]
-    price = prices.at(last.model_id, last.service_minute_ms)
+    price = prices.at(last.org_id, last.model_id, last.service_minute_ms)
     return Receipt(
         request_id=request_id,
         org_id=last.org_id,
@@ -37,7 +37,7 @@ def receipt(conn: Connection, request_id: str, price_at: PriceAt) -> Receipt:
 def _attempt(event: StoredEvent, prices: Prices) -> Attempt:
     usage = Usage(event.input, event.cached_input, event.output, event.reasoning, event.audio_ms)
     quantities = {} if event.status == UNBILLED else usage.billable()
-    items, unpriced = rate(quantities, prices.at(event.model_id, event.service_minute_ms))
+    items, unpriced = rate(quantities, prices.at(event.org_id, event.model_id, event.service_minute_ms))
     return Attempt(
         event_id=event.event_id,
         attempt=event.attempt,

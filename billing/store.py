@@ -1,47 +1,37 @@
-"""SQL of billing: the ledger and what is held."""
+"""SQL of billing: the ledger, its chains and its days, and what is held."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Column, Connection, case, delete, func, insert, literal, or_, select, tuple_
+from sqlalchemy import Column, Connection, delete, func, insert, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
 
-from billing.model import ENDPOINT_MINUTE_SKU, Held, Item
-from billing.tables import held_quantities, ledger_postings, ledger_transactions
+from billing import chain
+from billing.entries import LedgerTransaction
+from billing.model import Contract, Held, Item
+from billing.tables import (
+    contracts,
+    held_quantities,
+    ledger_days,
+    ledger_heads,
+    ledger_postings,
+    ledger_transactions,
+)
 from metering.records import ClosedMinute
+from metering.store import insert_ignoring
 
-ADJUSTMENT = "adjustment"  # posted in an open minute, for one that is closed
 _CHUNK = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Posting:
-    """One side of a transaction: positive is a debit, negative a credit."""
-
-    account: str
-    sku: str
-    quantity: int
-    unit_price_pico: int
-    price_version: str
-    amount_pico: int
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerTransaction:
-    """A balanced entry for one minute."""
-
-    id: str
-    kind: str  # usage | endpoint_minute | adjustment
-    minute: ClosedMinute
-    postings: tuple[Posting, ...]
+_DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """Posted quantities that share a line of an invoice."""
+    """Posted quantities of one SKU at one price."""
 
     sku: str
     model_id: str
     endpoint_id: str
+    price_version: str
     unit_price_pico: int
     quantity: int
 
@@ -65,58 +55,146 @@ def _existing(conn: Connection, column: Column[str], ids: Sequence[str]) -> set[
 
 
 def insert_transactions(conn: Connection, transactions: Sequence[LedgerTransaction], now_ms: int) -> None:
-    """Append to the ledger; a repeated id is an error (see `posted_ids`)."""
+    """Append to the ledger and to its organizations' chains; a repeated id is an error (see `posted_ids`)."""
     if not transactions:
         return
-    conn.execute(insert(ledger_transactions), [_transaction_row(t, now_ms) for t in transactions])
-    conn.execute(
-        insert(ledger_postings),
-        [
-            {
-                "transaction_id": transaction.id,
-                "line": line,
-                "account": posting.account,
-                "sku": posting.sku,
-                "quantity": posting.quantity,
-                "unit_price_pico": posting.unit_price_pico,
-                "price_version": posting.price_version,
-                "amount_pico": posting.amount_pico,
-            }
-            for transaction in transactions
-            for line, posting in enumerate(transaction.postings)
-        ],
+    rows = []
+    heads = lock_heads(conn, sorted({each.org_id for each in transactions}))
+    for each in transactions:
+        seq, previous = heads[each.org_id]
+        seq, hash_ = seq + 1, chain.link(previous, seq + 1, each, now_ms)
+        heads[each.org_id] = (seq, hash_)
+        rows.append(_transaction_row(each, now_ms, seq, hash_))
+    conn.execute(insert(ledger_transactions), rows)
+    conn.execute(insert(ledger_postings), [row for each in transactions for row in _posting_rows(each)])
+    for org_id, (seq, hash_) in heads.items():
+        conn.execute(update(ledger_heads).where(ledger_heads.c.org_id == org_id).values(seq=seq, hash=hash_))
+    _add_to_days(conn, transactions)
+
+
+def lock_heads(conn: Connection, org_ids: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """The ends of these organizations' chains (number, hash), locked until the transaction ends."""
+    insert_ignoring(
+        conn, ledger_heads, [{"org_id": org_id, "seq": 0, "hash": chain.GENESIS} for org_id in org_ids]
     )
+    heads: dict[str, tuple[int, str]] = {}
+    for start in range(0, len(org_ids), _CHUNK):
+        table = ledger_heads
+        query = select(table).where(table.c.org_id.in_(org_ids[start : start + _CHUNK]))
+        for row in conn.execute(query.order_by(table.c.org_id).with_for_update()):
+            heads[row.org_id] = (row.seq, row.hash)
+    return heads
 
 
-def _transaction_row(transaction: LedgerTransaction, now_ms: int) -> dict[str, object]:
-    columns = _minute_columns(transaction.minute)
-    return {"id": transaction.id, **columns, "kind": transaction.kind, "posted_ms": now_ms}
+def chain_head(conn: Connection, org_id: str) -> tuple[int, str]:
+    """The end of an organization's chain: how many transactions, and the hash of the last."""
+    row = conn.execute(select(ledger_heads).where(ledger_heads.c.org_id == org_id)).first()
+    return (0, chain.GENESIS) if row is None else (row.seq, row.hash)
 
 
-def _minute_columns(minute: ClosedMinute) -> dict[str, object]:
+def _transaction_row(each: LedgerTransaction, now_ms: int, seq: int, hash_: str) -> dict[str, object]:
     return {
-        "kind": minute.kind,
-        "org_id": minute.org_id,
-        "project_id": minute.project_id,
-        "key_id": minute.key_id,
-        "endpoint_id": minute.endpoint_id,
-        "model_id": minute.model_id,
-        "minute_ms": minute.billing_minute_ms,
-        "service_minute_ms": minute.service_minute_ms,
+        "id": each.id,
+        "kind": each.kind,
+        "org_id": each.org_id,
+        "project_id": each.project_id,
+        "key_id": each.key_id,
+        "endpoint_id": each.endpoint_id,
+        "model_id": each.model_id,
+        "minute_ms": each.minute_ms,
+        "service_minute_ms": each.service_minute_ms,
+        "posted_ms": now_ms,
+        "seq": seq,
+        "hash": hash_,
     }
 
 
-def posted_totals(
-    conn: Connection, org_id: str, start_ms: int, end_ms: int, first_open_ms: int
-) -> list[Total]:
-    """Quantities on the ledger by invoice line, of minutes closed at `first_open_ms`, and adjustments.
+def _posting_rows(each: LedgerTransaction) -> Iterator[dict[str, object]]:
+    for line, posting in enumerate(each.postings):
+        yield {
+            "transaction_id": each.id,
+            "line": line,
+            "account": posting.account,
+            "sku": posting.sku,
+            "quantity": posting.quantity,
+            "unit_price_pico": posting.unit_price_pico,
+            "price_version": posting.price_version,
+            "amount_pico": posting.amount_pico,
+        }
+
+
+def _add_to_days(conn: Connection, transactions: Sequence[LedgerTransaction]) -> None:
+    quantities: dict[tuple[object, ...], tuple[int, int]] = {}
+    for each in transactions:
+        for posting in each.postings:
+            if posting.sku:
+                day_ms = each.minute_ms - each.minute_ms % _DAY_MS
+                key = (
+                    each.org_id,
+                    day_ms,
+                    each.project_id,
+                    each.endpoint_id,
+                    each.model_id,
+                    posting.sku,
+                    posting.price_version,
+                )
+                _, quantity = quantities.get(key, (0, 0))
+                quantities[key] = (posting.unit_price_pico, quantity + posting.quantity)
+    if not quantities:
+        return
+    table = ledger_days
+    names = [column.name for column in table.primary_key]
+    # In order, so that two writers in PostgreSQL never wait for each other.
+    rows = [
+        {**dict(zip(names, key, strict=True)), "unit_price_pico": price, "quantity": quantity}
+        for key, (price, quantity) in sorted(quantities.items(), key=lambda item: item[0])
+    ]
+    make = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    statement = make(table)
+    conn.execute(
+        statement.on_conflict_do_update(
+            index_elements=names, set_={"quantity": table.c.quantity + statement.excluded.quantity}
+        ),
+        rows,
+    )
+
+
+def posted_totals(conn: Connection, org_id: str, start_ms: int, end_ms: int) -> list[Total]:
+    """Charges on the ledger that are billed in [start, end): whole days from the roll-up, the edges from postings.
 
     Summed by quantity: see core/money_column.py for why not by amount.
     """
+    first_day = -(-start_ms // _DAY_MS) * _DAY_MS
+    last_day = end_ms - end_ms % _DAY_MS
+    if first_day >= last_day:
+        return _totals_of_postings(conn, org_id, start_ms, end_ms)
+    return [
+        *(_totals_of_postings(conn, org_id, start_ms, first_day) if start_ms < first_day else ()),
+        *_totals_of_days(conn, org_id, first_day, last_day),
+        *(_totals_of_postings(conn, org_id, last_day, end_ms) if last_day < end_ms else ()),
+    ]
+
+
+def _totals_of_days(conn: Connection, org_id: str, start_ms: int, end_ms: int) -> list[Total]:
+    table = ledger_days
+    key = [table.c.sku, table.c.model_id, table.c.endpoint_id, table.c.price_version, table.c.unit_price_pico]
+    rows = conn.execute(
+        select(*key, func.sum(table.c.quantity))
+        .where(table.c.org_id == org_id, table.c.day_ms >= start_ms, table.c.day_ms < end_ms)
+        .group_by(*key)
+    )
+    return [Total(*row[:5], int(row[5])) for row in rows]
+
+
+def _totals_of_postings(conn: Connection, org_id: str, start_ms: int, end_ms: int) -> list[Total]:
     transactions, postings = ledger_transactions, ledger_postings
-    # An endpoint's minutes are a line of their own; tokens are one line per model over all endpoints.
-    endpoint = case((postings.c.sku == ENDPOINT_MINUTE_SKU, transactions.c.endpoint_id), else_=literal(""))
-    key = [postings.c.sku, transactions.c.model_id, endpoint, postings.c.unit_price_pico]
+    key = [
+        postings.c.sku,
+        transactions.c.model_id,
+        transactions.c.endpoint_id,
+        postings.c.price_version,
+        postings.c.unit_price_pico,
+    ]
     rows = conn.execute(
         select(*key, func.sum(postings.c.quantity))
         .join(transactions, transactions.c.id == postings.c.transaction_id)
@@ -124,12 +202,25 @@ def posted_totals(
             transactions.c.org_id == org_id,
             transactions.c.minute_ms >= start_ms,
             transactions.c.minute_ms < end_ms,
-            or_(transactions.c.minute_ms < first_open_ms, transactions.c.kind == ADJUSTMENT),
             postings.c.sku != "",
         )
         .group_by(*key)
     )
-    return [Total(row[0], row[1], row[2], row[3], int(row[4])) for row in rows]
+    return [Total(*row[:5], int(row[5])) for row in rows]
+
+
+def contract_at(conn: Connection, org_id: str, at_ms: int) -> Contract | None:
+    """The organization's contract at an instant."""
+    table = contracts
+    row = conn.execute(
+        select(table)
+        .where(table.c.org_id == org_id, table.c.starts_ms <= at_ms)
+        .order_by(table.c.starts_ms.desc())
+        .limit(1)
+    ).first()
+    if row is None or 0 < row.ends_ms <= at_ms:
+        return None
+    return Contract(*row)
 
 
 def hold(conn: Connection, minute: ClosedMinute, skus: Sequence[str], reason: str, now_ms: int) -> None:
@@ -140,7 +231,14 @@ def hold(conn: Connection, minute: ClosedMinute, skus: Sequence[str], reason: st
             {
                 "minute_id": minute.id,
                 "sku": sku,
-                **_minute_columns(minute),
+                "kind": minute.kind,
+                "org_id": minute.org_id,
+                "project_id": minute.project_id,
+                "key_id": minute.key_id,
+                "endpoint_id": minute.endpoint_id,
+                "model_id": minute.model_id,
+                "minute_ms": minute.billing_minute_ms,
+                "service_minute_ms": minute.service_minute_ms,
                 "quantity": minute.quantities[sku],
                 "reason": reason,
                 "held_ms": now_ms,

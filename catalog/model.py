@@ -6,6 +6,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from catalog.terms import Terms
+
 Task = Literal["chat", "completion", "embedding", "rerank", "transcription"]
 EngineKind = Literal["vllm", "vllm-cpu", "external"]
 Origin = Literal["builtin", "operator"]
@@ -135,13 +137,19 @@ class CatalogModel:
 
 @dataclass(frozen=True, slots=True)
 class PriceVersion:
-    """Prices from `starts_ms` on, until the next version starts. Immutable once begun."""
+    """Prices from `starts_ms` on, until the next version starts. Immutable once begun.
+
+    `org_id` "" is the list, for everybody; an organization's own version goes before it until one is `ended`.
+    """
 
     id: str
     model_id: str
     starts_ms: int
     unit_prices: dict[str, int] = field(hash=False)  # SKU to pico-dollars
     created_ms: int = 0
+    org_id: str = ""
+    terms: Terms = field(default_factory=dict, hash=False)
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

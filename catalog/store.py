@@ -1,17 +1,15 @@
-"""SQL of the catalog: models and their price versions. Every function works in the caller's transaction."""
+"""SQL of the catalog: models (their prices are in `price_book`). Every function works in the caller's transaction."""
 
-import json
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from catalog.model import CatalogModel, ModelSpec, Origin, Outcome, PriceVersion, PutResult
-from catalog.tables import builtin_files, model_prices, models
+from catalog.model import CatalogModel, ModelSpec, Origin, Outcome, PutResult
+from catalog.price_book import put_list_prices
+from catalog.tables import builtin_files, models
 from core.changes import record_change
-from core.clock import MINUTE_MS, minute_floor
 from core.errors import NotFound
-from core.ids import new_id
 from wire.suggestions import suggest
 
 
@@ -39,7 +37,7 @@ def put_model(connection: Connection, spec: ModelSpec, now_ms: int, origin: Orig
             .where(models.c.id == spec.id)
             .values(task=spec.task, origin=origin, spec=text, **values)
         )
-    new_price = _put_prices(connection, spec, now_ms)
+    new_price = put_list_prices(connection, spec.id, spec.prices.by_sku(), now_ms)
     if outcome != "unchanged" or new_price:
         record_change(connection, "model", spec.id, now_ms)
     model = get_model(connection, spec.id)
@@ -96,75 +94,6 @@ def remove_model(connection: Connection, model_id: str, now_ms: int) -> None:
     record_change(connection, "model", model_id, now_ms)
 
 
-# --- prices ---------------------------------------------------------------------------------------
-
-
-def price_at(connection: Connection, model_id: str, at_ms: int) -> PriceVersion:
-    """The prices that hold at `at_ms`, also of a model that was removed."""
-    row = connection.execute(
-        select(model_prices)
-        .where(model_prices.c.model_id == model_id, model_prices.c.starts_ms <= at_ms)
-        .order_by(model_prices.c.starts_ms.desc())
-        .limit(1)
-    ).first()
-    if row is None:
-        raise NotFound(f"there is no price for model {model_id!r}", code="model_not_found", param="model")
-    return _price(row)
-
-
-def price_versions(connection: Connection, model_id: str) -> list[PriceVersion]:
-    """Every version of the model's prices, oldest first, also one that has not begun."""
-    rows = connection.execute(
-        select(model_prices).where(model_prices.c.model_id == model_id).order_by(model_prices.c.starts_ms)
-    )
-    return [_price(row) for row in rows]
-
-
-def recent_prices(connection: Connection, model_id: str, limit: int = 4) -> list[PriceVersion]:
-    """The newest versions, oldest first: the one in force, and those that have not begun (rarely over one)."""
-    rows = connection.execute(
-        select(model_prices)
-        .where(model_prices.c.model_id == model_id)
-        .order_by(model_prices.c.starts_ms.desc())
-        .limit(limit)
-    ).all()
-    return [_price(row) for row in reversed(rows)]
-
-
-def get_price_version(connection: Connection, version_id: str) -> PriceVersion | None:
-    """The version with that id."""
-    row = connection.execute(select(model_prices).where(model_prices.c.id == version_id)).first()
-    return None if row is None else _price(row)
-
-
-def _put_prices(connection: Connection, spec: ModelSpec, now_ms: int) -> PriceVersion | None:
-    """The version made for `spec`, None when the newest one says the same."""
-    wanted = spec.prices.by_sku()
-    versions = price_versions(connection, spec.id)
-    next_minute = minute_floor(now_ms) + MINUTE_MS
-    if versions and versions[-1].starts_ms == next_minute and versions[-1].unit_prices != wanted:
-        # It has not begun, so nothing was priced with it.
-        connection.execute(delete(model_prices).where(model_prices.c.id == versions.pop().id))
-    if versions and versions[-1].unit_prices == wanted:
-        return None
-    starts_ms = 0
-    if versions:
-        # After a clock that was set back the newest version may start later than our next minute; a minute
-        # that was begun once stays as it is, so the new one comes behind.
-        starts_ms = max(next_minute, versions[-1].starts_ms + MINUTE_MS)
-    version = PriceVersion(new_id("price", now_ms), spec.id, starts_ms, wanted, now_ms)
-    connection.execute(
-        insert(model_prices).values(
-            id=version.id,
-            model_id=spec.id,
-            starts_ms=starts_ms,
-            unit_prices=json.dumps(wanted),
-            created_ms=now_ms,
-        )
-    )
-    return version
-
-
 # --- the files that come with Farebox -------------------------------------------------------------
 
 
@@ -197,7 +126,3 @@ def _encode(spec: ModelSpec) -> str:
 def _model(row: Row[Any]) -> CatalogModel:
     spec = msgspec.json.decode(row.spec, type=ModelSpec)
     return CatalogModel(spec, row.origin, row.created_ms, row.updated_ms)
-
-
-def _price(row: Row[Any]) -> PriceVersion:
-    return PriceVersion(row.id, row.model_id, row.starts_ms, json.loads(row.unit_prices), row.created_ms)

@@ -1,6 +1,6 @@
 """Tables of models and their price versions."""
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Table, Text, UniqueConstraint, false
 
 from core.database import metadata
 
@@ -22,9 +22,15 @@ model_prices = Table(
     Column("id", Text, primary_key=True),
     Column("model_id", Text, ForeignKey("models.id"), nullable=False),
     Column("starts_ms", BigInteger, nullable=False),  # a full UTC minute, 0 for the first version
+    Column(
+        "org_id", Text, nullable=False, server_default=""
+    ),  # "" for everybody, else one organization's own
     Column("unit_prices", Text, nullable=False),  # JSON: SKU to pico-dollars
+    Column("terms", Text, nullable=False, server_default="{}"),  # JSON: SKU to tiers and the like (terms.py)
+    Column("ended", Boolean, nullable=False, server_default=false()),  # from here on the list's prices again
     Column("created_ms", BigInteger, nullable=False),
-    UniqueConstraint("model_id", "starts_ms"),
+    UniqueConstraint("model_id", "org_id", "starts_ms"),
+    Index("ix_model_prices_org_id", "org_id"),
 )
 
 builtin_files = Table(

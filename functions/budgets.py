@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, func, or_, select
 
 from access.admission.model import BudgetWindow, window_start
 from access.admission.store import Charge, announce_balances, any_budget, charge
-from billing.model import PriceAt
+from billing.model import PriceBook
 from billing.rate import Prices, rate
 from billing.receipts import UNBILLED
 from core.changes import forget_changes
@@ -28,8 +28,8 @@ _SILENT_MS = 10_000
 class BudgetKeeper:
     """Charges budgets. Its methods work in the transaction of what they charge for."""
 
-    def __init__(self, price_at: PriceAt) -> None:
-        self._price_at = price_at
+    def __init__(self, book: PriceBook) -> None:
+        self._book = book
         self._announced_ms = 0
         self._forgot_ms = 0
 
@@ -37,7 +37,7 @@ class BudgetKeeper:
         """These events are being recorded."""
         if not any_budget(connection):
             return
-        prices = Prices(connection, self._price_at)
+        prices = Prices(connection, self._book)
         charges = [self._charge_of(event, prices) for event in events if event.status != UNBILLED]
         moved = charge(connection, charges, now_ms)
         # The gateway counts its own calls until it hears of them here, so nothing depends on haste, except for
@@ -52,9 +52,15 @@ class BudgetKeeper:
         """These minutes of endpoints are being recorded."""
         if not any_budget(connection):
             return
-        prices = Prices(connection, self._price_at)
+        prices = Prices(connection, self._book)
         charges = [
-            Charge(at_ms, life.org_id, life.project_id, "", _minute_cost(prices, life.model_id, at_ms))
+            Charge(
+                at_ms,
+                life.org_id,
+                life.project_id,
+                "",
+                _minute_cost(prices, life.org_id, life.model_id, at_ms),
+            )
             for life, recorded in minutes
             for at_ms in recorded
         ]
@@ -62,7 +68,7 @@ class BudgetKeeper:
             self._announce(connection, now_ms)
 
     def _charge_of(self, event: UsageEvent, prices: Prices) -> Charge:
-        cost = _cost(event.usage.billable(), event.model_id, event.ended_ms, prices)
+        cost = _cost(event.usage.billable(), event.org_id, event.model_id, event.ended_ms, prices)
         return Charge(event.ended_ms, event.org_id, event.project_id, event.key_id, cost)
 
     def _announce(self, connection: Connection, now_ms: int) -> None:
@@ -82,26 +88,26 @@ class BudgetKeeper:
         if window == "total":
             return 0
         start_ms = window_start(window, now_ms)
-        prices = Prices(connection, self._price_at)
+        prices = Prices(connection, self._book)
         calls = sum(
-            _cost(_quantities(row), row.model_id, row.service_minute_ms, prices)
+            _cost(_quantities(row), org_id, row.model_id, row.service_minute_ms, prices)
             for row in _usage_since(connection, scope_id, org_id, start_ms)
         )
         minutes = sum(
-            int(row.minutes) * _minute_cost(prices, row.model_id, row.service_minute_ms)
+            int(row.minutes) * _minute_cost(prices, org_id, row.model_id, row.service_minute_ms)
             for row in _minutes_since(connection, scope_id, org_id, start_ms)
         )
         return calls + minutes
 
 
-def _cost(quantities: dict[str, int], model_id: str, at_ms: int, prices: Prices) -> int:
+def _cost(quantities: dict[str, int], org_id: str, model_id: str, at_ms: int, prices: Prices) -> int:
     """Exact; what has no price costs nothing until it has one (billing holds it, with an alarm)."""
-    items, _ = rate(quantities, prices.at(model_id, at_ms))
+    items, _ = rate(quantities, prices.at(org_id, model_id, at_ms))
     return sum(item.amount_pico for item in items)
 
 
-def _minute_cost(prices: Prices, model_id: str, at_ms: int) -> int:
-    return _cost({ENDPOINT_MINUTE_SKU: 1}, model_id, at_ms, prices)
+def _minute_cost(prices: Prices, org_id: str, model_id: str, at_ms: int) -> int:
+    return _cost({ENDPOINT_MINUTE_SKU: 1}, org_id, model_id, at_ms, prices)
 
 
 def _usage_since(

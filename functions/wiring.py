@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from access.admin import ensure_admin_key
 from access.sealer import open_sealer
 from billing.close import close_and_post
+from catalog import price_book
 from catalog.builtin import builtin_files, sync_builtin
-from catalog.store import price_at
 from core.changes import forget_changes, last_seq
 from core.clock import Clock, SystemClock, minute_floor
 from core.database import Database, open_database
@@ -58,12 +58,12 @@ def open_control(settings: Settings) -> Iterator[Control]:
 
 
 def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
-    keeper = BudgetKeeper(price_at)
+    keeper = BudgetKeeper(price_book)
     sink = MeterSink(Relay(settings.journal_path, db, clock, on_usage=keeper.charge_usage))
     tick = MinuteTick(
         clock,
         sweep=_Sweeper(db, clock, keeper).sweep,
-        close=lambda: close_and_post(db, price_at, clock.now_ms(), settings.minute_lateness_s * 1000),
+        close=lambda: close_and_post(db, price_book, clock.now_ms(), settings.minute_lateness_s * 1000),
     )
     runtime = LocalRuntime(settings, db, clock)
 

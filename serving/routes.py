@@ -3,7 +3,8 @@
 from sqlalchemy import Connection
 
 from catalog.model import ModelSpec
-from catalog.store import find_model, recent_prices
+from catalog.price_book import tariffs
+from catalog.store import find_model
 from serving import store
 from serving.model import Endpoint, Route, Tariff
 
@@ -82,7 +83,9 @@ def _route(connection: Connection, endpoint: Endpoint) -> Route | None:
         continuous_usage=not spec.external or spec.engine.continuous_usage,
         upstream_key_env=spec.engine.api_key_env if spec.external else "",
         urls=(spec.engine.url,) if spec.external else store.ready_urls(connection, endpoint.deployment_id),
-        tariffs=tuple(Tariff(p.starts_ms, p.unit_prices) for p in recent_prices(connection, spec.id)),
+        tariffs=tuple(
+            Tariff(p.starts_ms, p.unit_prices) for p in tariffs(connection, spec.id, endpoint.org_id)
+        ),
     )
 
 

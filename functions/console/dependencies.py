@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 
 from access.model import Principal
 from access.sealer import Sealer
-from catalog.store import price_at
+from catalog import price_book
 from core.clock import Clock
 from core.database import Database
 from core.settings import Settings
@@ -38,7 +38,7 @@ class ConsoleDependencies:
     sealer: Sealer
     runtime: RuntimeView
     catch_up: Callable[[], None]
-    keeper: BudgetKeeper = field(default_factory=lambda: BudgetKeeper(price_at))
+    keeper: BudgetKeeper = field(default_factory=lambda: BudgetKeeper(price_book))
     held: HeldReports = field(default_factory=HeldReports)
 
     def report_held(self, gateway: str, held: dict[str, int]) -> None:

@@ -6,9 +6,9 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from access.model import Organization
-from billing.model import TOKEN_SKUS, Line, Preview
+from billing.model import TOKEN_SKUS, Line, LineKind, Preview
 from billing.preview import invoice_preview
-from catalog.store import price_at
+from catalog import price_book
 from core.clock import iso
 from core.money import format_cents, format_per_million, format_pico, round_to_cents
 from functions.console.dependencies import Caller, Deps
@@ -21,16 +21,25 @@ router = console_router("invoices")
 
 
 class LineOut(BaseModel):
-    """quantity × unit_price_usd = amount_usd, to the last digit; rounded_usd is what would be charged."""
+    """A charge: quantity × unit_price_usd = amount_usd, to the last digit; rounded_usd is what would be charged.
 
-    sku: str = Field(examples=["input"])
+    Lines of other kinds have an amount only, and say in `text` what they are.
+    """
+
+    kind: LineKind = Field(
+        description="charge, terms (tiers, included amounts), discount, minimum or credit."
+    )
+    sku: str | None = Field(default=None, examples=["input"])
     model: str | None = Field(default=None, description="Of a line of tokens.", examples=["acme/mock-chat"])
     endpoint: str | None = Field(default=None, description="Of a line of endpoint minutes.")
-    quantity: int = Field(examples=[41])
-    unit_price_usd: str = Field(description="Of one token or one minute.", examples=["0.00000015"])
+    quantity: int | None = Field(default=None, examples=[41])
+    unit_price_usd: str | None = Field(
+        default=None, description="Of one token or one minute.", examples=["0.00000015"]
+    )
     price_per_million_usd: str | None = Field(default=None, description="Of tokens.", examples=["0.15"])
     amount_usd: str = Field(examples=["0.00000615"])
     rounded_usd: str = Field(examples=["0.00"])
+    text: str | None = None
 
 
 class HeldOut(BaseModel):
@@ -73,7 +82,7 @@ def preview_invoice(
     start_ms, end_ms = month(period, now_ms)
     with deps.db.read() as connection:
         chosen = read_scope(connection, caller, organization).organization
-        found = invoice_preview(connection, chosen.id, start_ms, end_ms, now_ms, price_at)
+        found = invoice_preview(connection, chosen.id, start_ms, end_ms, now_ms, price_book)
     return _preview(found, chosen)
 
 
@@ -84,22 +93,27 @@ def _preview(found: Preview, organization: Organization) -> PreviewOut:
         period_start=iso(found.start_ms),
         period_end=iso(found.end_ms),
         as_of=iso(found.as_of_ms),
-        lines=[_line(line) for line in found.lines],
+        lines=[line_out(line) for line in found.lines],
         total_exact_usd=format_pico(found.total_pico),
         total_usd=format_cents(found.total_cents),
         held=[HeldOut(sku=h.sku, model=h.model_id, quantity=h.quantity, reason=h.reason) for h in found.held],
     )
 
 
-def _line(line: Line) -> LineOut:
-    by_tokens = line.sku in TOKEN_SKUS
+def line_out(line: Line) -> LineOut:
+    """A line for people and programs."""
+    is_charge = line.kind == "charge"
     return LineOut(
-        sku=line.sku,
-        model=None if line.endpoint_id else line.model_id,
+        kind=line.kind,
+        sku=line.sku or None,
+        model=None if line.endpoint_id else line.model_id or None,
         endpoint=line.endpoint_name if line.endpoint_id else None,
-        quantity=line.quantity,
-        unit_price_usd=format_pico(line.unit_price_pico),
-        price_per_million_usd=format_per_million(line.unit_price_pico) if by_tokens else None,
+        quantity=line.quantity if is_charge else None,
+        unit_price_usd=format_pico(line.unit_price_pico) if is_charge else None,
+        price_per_million_usd=format_per_million(line.unit_price_pico)
+        if is_charge and line.sku in TOKEN_SKUS
+        else None,
         amount_usd=format_pico(line.amount_pico),
         rounded_usd=format_cents(round_to_cents(line.amount_pico)),
+        text=line.text or None,
     )

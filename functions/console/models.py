@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Query, Request, Response, status
 from pydantic import BaseModel, Field
 
-from catalog import store
+from catalog import price_book, store
 from catalog.load import model_document, parse_model, parse_model_yaml, prices_document
 from catalog.model import TASKS, CatalogModel, ModelSpec, PriceVersion, Task
 from core.clock import iso
@@ -167,7 +167,7 @@ def remove_model(model_id: str, deps: Deps) -> ModelOut:
 def list_prices(model_id: str, deps: Deps) -> Page[PriceVersionOut]:
     """Oldest first, also of a model that was removed, and also a version that has not begun."""
     with deps.db.read() as connection:
-        versions = store.price_versions(connection, model_id)
+        versions = price_book.price_versions(connection, model_id)
         if not versions:
             store.get_model(connection, model_id)
     return Page(data=[_price(version) for version in versions])

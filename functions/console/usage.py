@@ -11,7 +11,7 @@ from access import store as access_store
 from access.model import Organization, Principal
 from billing.model import Attempt, Receipt
 from billing.receipts import receipt
-from catalog.store import price_at
+from catalog import price_book
 from core.clock import iso
 from core.errors import Invalid, NotFound
 from core.money import format_pico
@@ -161,7 +161,7 @@ def list_receipts(
             limit=limit + 1,
             after=after or None,
         )
-        found = [receipt(connection, request_id, price_at) for request_id in ids[:limit]]
+        found = [receipt(connection, request_id, price_book) for request_id in ids[:limit]]
         return Page(data=_receipts(connection, found), next=ids[limit - 1] if len(ids) > limit else None)
 
 
@@ -170,7 +170,7 @@ def get_receipt(request_id: str, caller: Caller, deps: Deps) -> ReceiptOut:
     """By the call's `x-request-id`. A project's or an endpoint's key finds its own calls only."""
     deps.catch_up()
     with deps.db.read() as connection:
-        found = receipt(connection, request_id, price_at)
+        found = receipt(connection, request_id, price_book)
         if not _may_see(caller, found):
             raise NotFound(f"no request {request_id!r} is on record", param="request_id")
         return _receipts(connection, [found])[0]

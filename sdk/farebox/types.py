@@ -192,16 +192,21 @@ class Receipt(TypedDict, total=False):
 
 
 class InvoiceLine(TypedDict):
-    """`quantity` × `unit_price_usd` = `amount_usd`, to the last digit; `rounded_usd` is what is charged."""
+    """A charge: `quantity` × `unit_price_usd` = `amount_usd`, to the last digit; `rounded_usd` is what is charged.
 
-    sku: str
+    Lines of other kinds (`terms`, `discount`, `minimum`, `credit`) have an amount, and say in `text` what they are.
+    """
+
+    kind: str
+    sku: NotRequired[str]
     model: NotRequired[str]
     endpoint: NotRequired[str]
-    quantity: int
-    unit_price_usd: str
+    quantity: NotRequired[int]
+    unit_price_usd: NotRequired[str]
     price_per_million_usd: NotRequired[str]
     amount_usd: str
     rounded_usd: str
+    text: NotRequired[str]
 
 
 class HeldUsage(TypedDict):

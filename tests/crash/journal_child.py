@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from billing.close import close_and_post
+from catalog.terms import SkuTerms
 from core.clock import SystemClock
 from core.database import open_database
 from metering.journal import Journal
@@ -27,9 +28,19 @@ class Version:
     def unit_prices(self) -> dict[str, int]:
         return PRICES
 
+    @property
+    def terms(self) -> dict[str, SkuTerms]:
+        return {}
 
-def price_at(_: Any, __: str, ___: int) -> Version:
-    return Version()
+
+class Book:
+    """One price for everything."""
+
+    def price_at(self, _: Any, __: str, ___: int, ____: str) -> Version:
+        return Version()
+
+    def version(self, _: Any, __: str) -> Version:
+        return Version()
 
 
 async def gateway(directory: Path, life: str) -> None:
@@ -60,7 +71,7 @@ def control(directory: Path, url: str) -> None:
     os.write(1, b"\n")
     while True:
         relay.run_once()
-        close_and_post(db, price_at, clock.now_ms() + 60_000, 0)
+        close_and_post(db, Book(), clock.now_ms() + 60_000, 0)
         time.sleep(0.002)
 
 

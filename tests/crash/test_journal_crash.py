@@ -19,7 +19,7 @@ from metering.records import Alarm
 from metering.relay import Relay
 from metering.store import list_quarantine
 from metering.tables import journal_progress, usage_events
-from tests.crash.journal_child import PRICES, price_at
+from tests.crash.journal_child import PRICES, Book
 
 REPO = Path(__file__).parents[2]
 LIVES = 8
@@ -84,7 +84,7 @@ def _check(db: Database, directory: Path, acknowledged: list[str]) -> None:
     journal = Journal.open(directory, "gw-1", clock, 1 << 30)
     relay = Relay(directory, db, clock, alarms.append)
     relay.catch_up()
-    close_and_post(db, price_at, clock.now_ms() + 120_000, 0)
+    close_and_post(db, Book(), clock.now_ms() + 120_000, 0)
     with db.read() as conn:
         rows = conn.execute(select(usage_events)).all()
         assert conn.execute(select(func.count()).select_from(journal_progress)).scalar_one() == 0

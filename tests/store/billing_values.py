@@ -9,6 +9,7 @@ from billing.close import close_and_post
 from billing.model import Preview
 from billing.preview import invoice_preview
 from billing.tables import ledger_postings, ledger_transactions
+from catalog.terms import SkuTerms
 from core.database import Database
 from metering.endpoint_minutes import EndpointLife, sweep
 from metering.model import UsageEvent
@@ -24,6 +25,7 @@ CHAT = {"input": 150_000, "cached_input": 75_000, "output": 600_000, "endpoint_m
 class Version:
     id: str
     unit_prices: dict[str, int]
+    terms: dict[str, SkuTerms] = field(default_factory=dict)
 
 
 @dataclass
@@ -35,11 +37,16 @@ class World:
         default_factory=lambda: {"acme/chat": [(0, CHAT)]}
     )
     alarms: list[Alarm] = field(default_factory=list)
+    terms: dict[str, dict[str, SkuTerms]] = field(default_factory=dict)  # by version
     _sequence: int = 0
 
-    def price_at(self, _: Connection | None, model_id: str, at_ms: int) -> Version | None:
+    def price_at(self, _: Connection | None, model_id: str, at_ms: int, _org_id: str = "") -> Version | None:
         begun = [v for v in enumerate(self.versions.get(model_id, [])) if v[1][0] <= at_ms]
-        return Version(f"{model_id}@{begun[-1][0]}", begun[-1][1][1]) if begun else None
+        return self.version(None, f"{model_id}@{begun[-1][0]}") if begun else None
+
+    def version(self, _: Connection | None, version_id: str) -> Version | None:
+        model_id, _at, number = version_id.rpartition("@")
+        return Version(version_id, self.versions[model_id][int(number)][1], self.terms.get(version_id, {}))
 
     def store(self, *events: UsageEvent, now_ms: int = T0) -> None:
         """What the relay does with new events."""
@@ -55,13 +62,13 @@ class World:
             return sweep(conn, lives, now_ms, limit)
 
     def close(self, now_ms: int) -> int:
-        return close_and_post(self.db, self.price_at, now_ms, LATENESS, self.alarms.append)
+        return close_and_post(self.db, self, now_ms, LATENESS, self.alarms.append)
 
     def preview(
         self, org_id: str = "org_1", start_ms: int = 0, end_ms: int = T0 * 2, now_ms: int = T0
     ) -> Preview:
         with self.db.read() as conn:
-            return invoice_preview(conn, org_id, start_ms, end_ms, now_ms, self.price_at)
+            return invoice_preview(conn, org_id, start_ms, end_ms, now_ms, self)
 
     def check_ledger(self) -> int:
         """Every transaction sums to zero and each amount is quantity × price; returns what customers owe."""

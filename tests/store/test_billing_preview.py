@@ -55,7 +55,7 @@ def test_audio_is_billed_by_the_second_each_call_rounded_up(db: Database) -> Non
         assert (line.sku, line.model_id, line.quantity) == ("audio_second", "acme/ear", 4)
         with db.read() as conn:
             [row] = usage_summary(conn, "org_1", None, T0 - MINUTE, T0 + MINUTE, ["sku"])
-            found = receipt(conn, "a", world.price_at)
+            found = receipt(conn, "a", world)
         assert (row.group, dict(row.quantities)) == ({"sku": "audio_second"}, {"audio_second": 4})
         assert found.billed["audio_second"] == 2
         assert found.amount_pico == 200_000_000
@@ -130,10 +130,10 @@ def test_posting_a_minute_twice_is_harmless(db: Database) -> None:
     world.store(event("a"), event("b", model_id="acme/unpriced"))
     with db.begin() as conn:
         minutes = close_minutes(conn, T0 + 5 * MINUTE, MINUTE)
-        post_minutes(conn, minutes, world.price_at, T0)
-        post_minutes(conn, minutes, world.price_at, T0)
+        post_minutes(conn, minutes, world, T0)
+        post_minutes(conn, minutes, world, T0)
     with db.begin() as conn:
-        post_minutes(conn, minutes, world.price_at, T0)
+        post_minutes(conn, minutes, world, T0)
         assert conn.execute(select(func.count()).select_from(ledger_transactions)).scalar_one() == 1
         assert conn.execute(select(func.count()).select_from(held_quantities)).scalar_one() == 3
 
@@ -150,7 +150,7 @@ def test_amounts_beyond_64_bits_are_exact(db: Database) -> None:
     world.close(T0 + 10 * MINUTE)
     assert world.preview().total_pico == expected == world.check_ledger()
     with db.read() as conn:
-        assert receipt(conn, "req_0", world.price_at).amount_pico == 2 * 10**12 * price
+        assert receipt(conn, "req_0", world).amount_pico == 2 * 10**12 * price
 
 
 def test_the_database_agrees_that_transactions_balance(make_db: Any) -> None:
@@ -259,7 +259,7 @@ def test_a_receipt_shows_all_attempts_and_their_exact_cost(db: Database) -> None
     )
     for _ in range(2):
         with db.read() as conn:
-            found = receipt(conn, "req_1", world.price_at)
+            found = receipt(conn, "req_1", world)
         assert [(a.attempt, a.status, a.amount_pico) for a in found.attempts] == [
             (1, "error", 0),
             (2, "completed", 80 * 150_000 + 20 * 75_000 + 50 * 600_000),
@@ -283,8 +283,8 @@ def test_a_receipt_of_an_unknown_request_or_price(db: Database) -> None:
     world.store(event("req_1", model_id="acme/new"))
     with db.read() as conn:
         with pytest.raises(NotFound):
-            receipt(conn, "req_2", world.price_at)
-        found = receipt(conn, "req_1", world.price_at)
+            receipt(conn, "req_2", world)
+        found = receipt(conn, "req_1", world)
     assert (found.price_version, found.amount_pico) == ("", 0)
     assert found.last.held == ("input", "cached_input", "output")
 

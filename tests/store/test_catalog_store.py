@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from catalog import store
+from catalog import price_book, store
 from catalog.builtin import builtin_files, sync_builtin
 from catalog.load import parse_model_yaml
 from catalog.model import ModelSpec, Prices
@@ -43,12 +43,12 @@ def test_another_price_starts_with_the_next_full_minute_and_the_old_one_stays(db
         new = store.put_model(connection, priced(200), NOW).new_price
         assert new is not None
         assert new.starts_ms == NEXT_MINUTE
-        assert store.price_at(connection, SPEC.id, 0).unit_prices["input"] == 100
-        assert store.price_at(connection, SPEC.id, NEXT_MINUTE - 1).unit_prices["input"] == 100
-        assert store.price_at(connection, SPEC.id, NEXT_MINUTE) == new
-        assert store.price_at(connection, SPEC.id, NEXT_MINUTE + 10**12) == new
-        assert store.get_price_version(connection, new.id) == new
-        assert [v.starts_ms for v in store.price_versions(connection, SPEC.id)] == [0, NEXT_MINUTE]
+        assert price_book.price_at(connection, SPEC.id, 0).unit_prices["input"] == 100
+        assert price_book.price_at(connection, SPEC.id, NEXT_MINUTE - 1).unit_prices["input"] == 100
+        assert price_book.price_at(connection, SPEC.id, NEXT_MINUTE) == new
+        assert price_book.price_at(connection, SPEC.id, NEXT_MINUTE + 10**12) == new
+        assert price_book.version(connection, new.id) == new
+        assert [v.starts_ms for v in price_book.price_versions(connection, SPEC.id)] == [0, NEXT_MINUTE]
         assert store.put_model(connection, priced(200), NOW).new_price is None
 
 
@@ -60,14 +60,14 @@ def test_a_version_is_replaced_only_before_it_begins(db: Database) -> None:
         assert pending
         assert other
         assert pending.id != other.id
-        assert store.price_versions(connection, SPEC.id) == [first, other]
+        assert price_book.price_versions(connection, SPEC.id) == [first, other]
         # Back to what holds now: the version that never began is gone.
         assert store.put_model(connection, SPEC, NOW + 2).new_price is None
-        assert store.price_versions(connection, SPEC.id) == [first]
+        assert price_book.price_versions(connection, SPEC.id) == [first]
         store.put_model(connection, priced(300), NOW + 3)
-        begun = store.price_versions(connection, SPEC.id)
+        begun = price_book.price_versions(connection, SPEC.id)
         store.put_model(connection, priced(400), NEXT_MINUTE)
-        versions = store.price_versions(connection, SPEC.id)
+        versions = price_book.price_versions(connection, SPEC.id)
         assert versions[:2] == begun
         assert versions[2].starts_ms == NEXT_MINUTE + MINUTE_MS
 
@@ -76,9 +76,9 @@ def test_a_clock_set_back_rewrites_no_price(db: Database) -> None:
     with db.begin() as connection:
         store.put_model(connection, SPEC, NOW)
         store.put_model(connection, priced(200), NOW + 60 * MINUTE_MS)
-        before = store.price_versions(connection, SPEC.id)
+        before = price_book.price_versions(connection, SPEC.id)
         store.put_model(connection, priced(300), NOW)
-        versions = store.price_versions(connection, SPEC.id)
+        versions = price_book.price_versions(connection, SPEC.id)
         assert versions[:2] == before
         assert versions[2].starts_ms == before[1].starts_ms + MINUTE_MS
 
@@ -89,7 +89,7 @@ def test_a_removed_model_is_gone_but_its_prices_stay(db: Database) -> None:
         store.remove_model(connection, SPEC.id, NOW)
         assert store.find_model(connection, SPEC.id) is None
         assert store.list_models(connection) == []
-        assert store.price_at(connection, SPEC.id, NOW).unit_prices == SPEC.prices.by_sku()
+        assert price_book.price_at(connection, SPEC.id, NOW).unit_prices == SPEC.prices.by_sku()
         kept = store.find_model(connection, SPEC.id, include_removed=True)
         assert kept is not None
         assert kept.spec == SPEC
@@ -109,7 +109,7 @@ def test_an_unknown_model_is_answered_with_a_close_one(db: Database) -> None:
         with pytest.raises(NotFound, match="model list"):
             store.get_model(connection, "zzz")
         with pytest.raises(NotFound):
-            store.price_at(connection, "zzz", NOW)
+            price_book.price_at(connection, "zzz", NOW)
 
 
 def test_lists_are_paged_and_by_task(db: Database) -> None:
@@ -147,7 +147,7 @@ def test_a_changed_file_is_read_unless_an_operator_changed_the_model(db: Databas
         sync_builtin(connection, builtin_files(tmp_path), NOW)
         write(tmp_path, "2")
         assert sync_builtin(connection, builtin_files(tmp_path), NOW) == 1
-        assert store.price_at(connection, "acme/b", NEXT_MINUTE).unit_prices["input"] == 2_000_000
+        assert price_book.price_at(connection, "acme/b", NEXT_MINUTE).unit_prices["input"] == 2_000_000
         mine = store.get_model(connection, "acme/b").spec
         mine = replace(mine, prices=Prices(input=5, cached_input=5))
         store.put_model(connection, mine, NOW)
@@ -178,7 +178,7 @@ def test_prices_changed_at_the_same_time_leave_one_version_per_start(db: Databas
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(change, range(200, 212)))
     with db.read() as connection:
-        versions = store.price_versions(connection, SPEC.id)
+        versions = price_book.price_versions(connection, SPEC.id)
         spec = store.get_model(connection, SPEC.id).spec
     assert [version.starts_ms for version in versions] == [0, NEXT_MINUTE]
     assert versions[1].unit_prices == spec.prices.by_sku()

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.ledger import entry
+from billing.entries import charge
 from billing.rate import Prices, rate, unit_price_of
 from core.errors import NotFound
 from metering.model import Usage
@@ -37,7 +37,7 @@ def test_every_ledger_entry_sums_to_zero(sold: list[tuple[int, int]]) -> None:
     version = Version(unit_prices={f"sku_{i}": price for i, (_, price) in enumerate(sold)})
     items, _ = rate(quantities, version)
     minute = ClosedMinute("m", "usage", 0, 0, "org_1", "", "", "", "", quantities)
-    made = entry(minute, items, "m", "usage")
+    made = charge(minute, items, "m", "usage")
     assert sum(posting.amount_pico for posting in made.postings) == 0
     assert made.postings[0].amount_pico == sum(quantity * price for quantity, price in sold)
 
@@ -61,16 +61,21 @@ def test_cached_input_costs_what_input_costs_unless_it_has_a_price() -> None:
     assert unit_price_of({}, "cached_input") is None
 
 
-def test_a_price_is_looked_up_once_per_model_and_minute() -> None:
-    asked: list[tuple[str, int]] = []
+def test_a_price_is_looked_up_once_per_organization_model_and_minute() -> None:
+    asked: list[tuple[str, str, int]] = []
 
-    def price_at(_: Any, model_id: str, at_ms: int) -> Version:
-        asked.append((model_id, at_ms))
-        if model_id == "gone":
-            raise NotFound("no such model")
-        return Version()
+    class Book:
+        def price_at(self, _: Any, model_id: str, at_ms: int, org_id: str) -> Version:
+            asked.append((org_id, model_id, at_ms))
+            if model_id == "gone":
+                raise NotFound("no such model")
+            return Version()
 
-    prices = Prices(None, price_at)  # type: ignore[arg-type]  # no SQL in this one
-    assert prices.at("a", 60_001) == prices.at("a", 119_999) == Version()
-    assert prices.at("gone", 0) is prices.at("gone", 1) is None
-    assert asked == [("a", 60_000), ("gone", 0)]
+        def version(self, _: Any, __: str) -> Version:
+            return Version()
+
+    prices = Prices(None, Book())  # type: ignore[arg-type]  # no SQL in this one
+    assert prices.at("o", "a", 60_001) == prices.at("o", "a", 119_999) == Version()
+    assert prices.at("o", "gone", 0) is prices.at("o", "gone", 1) is None
+    prices.at("p", "a", 60_000)
+    assert asked == [("o", "a", 60_000), ("o", "gone", 0), ("p", "a", 60_000)]

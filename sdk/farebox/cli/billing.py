@@ -174,8 +174,8 @@ def invoice_preview(state: State, organization: str | None, period: str | None) 
     if print_data(state, preview):
         return
     columns = [
-        Column("sku", "sku"),
-        Column("of", lambda row: row.get("model") or row.get("endpoint")),
+        Column("sku", lambda row: row.get("sku") or row.get("kind")),
+        Column("of", lambda row: row.get("model") or row.get("endpoint") or row.get("text")),
         Column("quantity", "quantity", True),
         Column("unit price $", "unit_price_usd", True),
         Column("$/M", "price_per_million_usd", True),
