@@ -137,6 +137,7 @@ async def _run_until(stopping: asyncio.Event, control: Control, gateway: ChildPr
             ("meter sink", control.sink.run()),
             ("minute tick", control.tick.run()),
             ("runtime", control.runtime.run()),
+            ("engine counters", control.runtime.counters.run()),
         )
     ]
     stopped = asyncio.create_task(stopping.wait())

@@ -12,6 +12,7 @@ MAX_COUNT = 10**12  # tokens in one event: far beyond any context; millions of s
 MAX_MS = 253_402_300_799_999  # the end of year 9999
 
 MAX_ATTEMPT = 100
+MAX_CHOICES = 1_000_000
 _TEXTS = tuple(f.name for f in msgspec.structs.fields(UsageEvent) if f.type is str)
 
 _decoder = msgspec.json.Decoder(UsageEvent, strict=True)
@@ -86,6 +87,8 @@ def _check(event: UsageEvent, event_id: str, time_ms: int, subject: str) -> None
         count = getattr(usage, name)
         if not 0 <= count <= MAX_COUNT:
             raise Invalid(f"expected 0 to {MAX_COUNT}, got {count}", param=f"data.usage.{name}")
+    if not 1 <= usage.choices <= MAX_CHOICES:
+        raise Invalid(f"expected 1 to {MAX_CHOICES}, got {usage.choices}", param="data.usage.choices")
     if usage.cached_input > usage.input:
         raise Invalid(
             f"{usage.cached_input} is more than input {usage.input}", param="data.usage.cached_input"

@@ -34,6 +34,9 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     output: int = 0
     reasoning: int = 0
     audio_ms: int = 0  # of audio that was transcribed
+    choices: int = (
+        1  # answers per prompt: the engine itself counts the prompt once for each, `input` does not
+    )
 
     def billable(self) -> dict[str, int]:
         """Disjoint quantities by SKU: what is multiplied by a price."""

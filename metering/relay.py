@@ -226,6 +226,8 @@ class Relay:
             still_open = bool(intake.progress) or (
                 self._open[gateway] and store.any_progress(conn, intake.source)
             )
+            if batch.new_epoch:
+                store.note_gateway_start(conn, intake.source, batch.cursor.epoch)
             store.put_in_quarantine(conn, intake.quarantined, now_ms)
             store.record_alarms(conn, intake.alarms, now_ms)
             cursor = replace(batch.cursor, last_seq=intake.last_seq)

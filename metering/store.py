@@ -14,6 +14,7 @@ from metering.summary import usage_summary
 from metering.tables import (
     FIRST_OPEN_MINUTE,
     alarms,
+    gateway_starts,
     journal_cursors,
     journal_progress,
     metering_state,
@@ -123,6 +124,11 @@ def write_cursor(conn: Connection, cursor: Cursor, now_ms: int) -> None:
     )
 
 
+def note_gateway_start(conn: Connection, source: str, epoch: int) -> None:
+    """A gateway began; its epoch is the instant."""
+    insert_ignoring(conn, gateway_starts, [{"source": source, "started_ms": epoch}])
+
+
 # Usage rows
 
 
@@ -177,6 +183,7 @@ def _usage_row(accepted: Accepted, seq: int, first_open: int, now_ms: int) -> di
         "output": usage.output,
         "reasoning": usage.reasoning,
         "audio_ms": usage.audio_ms,
+        "choices": usage.choices,
         "received_ms": event.received_ms,
         "sent_ms": event.sent_ms,
         "first_byte_ms": event.first_byte_ms,
@@ -354,6 +361,7 @@ __all__ = [
     "list_requests",
     "lock_cursor",
     "lock_first_open_minute",
+    "note_gateway_start",
     "note_progress",
     "put_in_quarantine",
     "read_cursor",

@@ -48,6 +48,7 @@ usage_events = Table(
     Column("output", BigInteger, nullable=False),
     Column("reasoning", BigInteger, nullable=False),
     Column("audio_ms", BigInteger, nullable=False, server_default="0"),
+    Column("choices", BigInteger, nullable=False, server_default="1"),
     Column("received_ms", BigInteger, nullable=False),
     Column("sent_ms", BigInteger, nullable=False),
     Column("first_byte_ms", BigInteger, nullable=False),
@@ -169,4 +170,47 @@ metering_state = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("value", BigInteger, nullable=False),
+)
+
+# What engines themselves have counted, as read about once a minute. A pool belongs to no organization, so neither does
+# this. Kept for some days.
+engine_counters = Table(
+    "engine_counters",
+    metadata,
+    Column("row_id", _AUTO, primary_key=True, autoincrement=True),
+    Column("deployment_id", Text, nullable=False),
+    Column("series", Text, nullable=False),  # the replica's id, or the attached server's URL
+    Column(
+        "at_ms", BigInteger, nullable=False
+    ),  # of the round of readings: equal for all that were read in it
+    Column("read_ms", BigInteger, nullable=False),  # the answer was there
+    Column("reason", Text, nullable=False),  # minute | ready | stop | asked
+    Column("state", Text, nullable=False),  # read | none (no such page) | failed
+    Column("started_ms", BigInteger, nullable=False),  # the engine's process; 0: it does not say
+    Column("input", BigInteger, nullable=False),
+    Column("cached_input", BigInteger, nullable=True),  # NULL: it does not count them
+    Column("output", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("running", BigInteger, nullable=False),
+    Index("ix_engine_counters_deployment_id_at_ms", "deployment_id", "at_ms"),
+    Index("ix_engine_counters_at_ms", "at_ms"),
+)
+
+# When gateways began: a call that was in flight just before, and had no progress noted yet, left no event.
+gateway_starts = Table(
+    "gateway_starts",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("started_ms", BigInteger, primary_key=True),
+)
+
+# What became of the hourly reconciliation. About all organizations, so of none.
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    Column("hour_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("made_ms", BigInteger, nullable=False),  # of the newest look at this hour
+    Column("verdict", Text, nullable=False),  # equal | explained | unexplained
+    Column("unexplained", BigInteger, nullable=False),  # differences
+    Column("report", Text, nullable=False),  # JSON: the hour's rows, ids cut to a bound
 )

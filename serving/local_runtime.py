@@ -15,9 +15,11 @@ from core.database import Database
 from core.errors import NotFound, Unavailable
 from core.log import get_logger
 from core.settings import Settings
+from metering.engine_counters import ReadingReason
 from serving import store
+from serving.counters import CountedServer, CounterReader
 from serving.launch import Launcher
-from serving.model import LiveStatus, WakeStatus
+from serving.model import LiveStatus, Replica, WakeStatus
 from serving.recovery import recover
 from serving.run import Recorder, Surroundings, Timing
 from serving.supervision import Supervisor
@@ -53,6 +55,8 @@ class LocalRuntime:
             settings.logs_path / "replicas",
             Recorder(db, clock),
         )
+        self.counters = CounterReader(db, clock, self.counted_servers)
+        self._around.read_counters = self._read_counters
         self._supervisors: dict[str, Supervisor] = {}
         self._recovery: asyncio.Task[None] | None = None
         self._stopping = False
@@ -103,6 +107,24 @@ class LocalRuntime:
             if run.reason or phase:
                 return (run.reason or phase) + "\n"
         return ""
+
+    # --- what engines count ---------------------------------------------------------------------
+
+    async def counted_servers(self) -> list[CountedServer]:
+        """Every engine that is up: our own, and attached ones that an endpoint uses."""
+        with_replica = [each.ready_replica for each in self._supervisors.values()]
+        own = [_counted(replica) for replica in with_replica if replica is not None]
+        return own + await asyncio.to_thread(self._attached_servers)
+
+    def _attached_servers(self) -> list[CountedServer]:
+        with self._around.db.read() as connection:
+            return [
+                CountedServer(deployment_id, f"attached {url}", url)
+                for deployment_id, url in store.attached_servers(connection)
+            ]
+
+    async def _read_counters(self, replica: Replica, reason: ReadingReason) -> None:
+        await self.counters.read_one(_counted(replica), reason)
 
     # --- called by the process ------------------------------------------------------------------
 
@@ -181,6 +203,11 @@ class LocalRuntime:
         except SQLAlchemyError as error:
             raise Unavailable(f"the database cannot be read: {error}"[:400], retry_after_s=5) from error
         return model.spec if model else None
+
+
+def _counted(replica: Replica) -> CountedServer:
+    assert replica.url is not None, "ready"
+    return CountedServer(replica.deployment_id, replica.id, replica.url)
 
 
 def _vllm(settings: Settings) -> Launcher:

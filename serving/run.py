@@ -14,6 +14,7 @@ from core.clock import Clock
 from core.database import Database
 from core.errors import Unavailable
 from core.log import get_logger
+from metering.engine_counters import ReadingReason
 from serving import processes, store
 from serving.health import Health, check_health
 from serving.launch import Launch, Launcher
@@ -22,6 +23,12 @@ from serving.processes import Server
 from serving.replica_logs import ReplicaLog
 
 _log = get_logger(__name__)
+
+ReadCounters = Callable[[Replica, ReadingReason], Awaitable[None]]
+
+
+async def _read_nothing(_replica: Replica, _reason: ReadingReason) -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,7 @@ class Surroundings:
     room: asyncio.Lock = field(default_factory=asyncio.Lock)
     reserved: dict[str, int] = field(default_factory=dict)  # run's id to bytes, until it is ready or gone
     jitter: Callable[[], float] = field(default=lambda: random.uniform(0.8, 1.2))
+    read_counters: ReadCounters = _read_nothing  # never raises, and takes a few seconds at most
 
     def log_of(self, replica_id: str) -> ReplicaLog:
         """The log of a run."""
@@ -195,6 +203,7 @@ class Run:
                 raise DiedError(f"the server was not ready within {seconds} s", final=True)
             await rest(timing.poll)
         self._around.reserved.pop(self.replica.id, None)
+        await self._around.read_counters(self.replica, "ready")  # before anybody is sent there
         await self.save(state="ready", ready_ms=clock.now_ms(), phase="")
 
     async def _is_ours(self) -> bool:
@@ -231,6 +240,8 @@ class Run:
     async def finish(self, state: ReplicaState, reason: str) -> None:
         """End every process of the run and record how it came out."""
         if self.server is not None:
+            if state == "stopped" and self.replica.ready_ms is not None and not self.has_ended():
+                await self._around.read_counters(self.replica, "stop")
             gone = await asyncio.to_thread(processes.end, self.server, self._around.timing.stop_grace / 1000)
             if not gone:
                 reason += f"; its processes (group {self.server.pid}) could not be ended"

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, delete, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from catalog.store import find_model
 from core.changes import record_change
 from core.ids import new_id
 from serving.model import LIVE_REPLICA_STATES, Deployment, Endpoint, EndpointLifeRow, Replica
@@ -165,6 +166,18 @@ def deployment_in_use(connection: Connection, deployment_id: str) -> bool:
 def unused_deployments(connection: Connection, ids: Iterable[str]) -> set[str]:
     """Those of `ids` that no living endpoint stands before."""
     return {i for i in ids if not deployment_in_use(connection, i)}
+
+
+def attached_servers(connection: Connection, limit: int = 1000) -> list[tuple[str, str]]:
+    """Deployment and base URL of every attached server that a living endpoint stands before."""
+    found = []
+    for deployment in list_deployments(connection)[:limit]:
+        model = find_model(connection, deployment.model_id)
+        if model is None or not model.spec.external:
+            continue
+        if deployment_in_use(connection, deployment.id):
+            found.append((deployment.id, model.spec.engine.url))
+    return found
 
 
 def _used(deployment_id: str) -> ColumnElement[bool]:

@@ -74,6 +74,12 @@ class Supervisor:
         """True while there is a server, or one is being started."""
         return self._task is not None
 
+    @property
+    def ready_replica(self) -> Replica | None:
+        """Its server, while that is ready."""
+        run = self._run
+        return run.replica if run is not None and run.replica.state == "ready" else None
+
     def live_status(self) -> LiveStatus:
         """A snapshot, from any thread."""
         timing, now_ms = self._around.timing, self._around.clock.now_ms()

@@ -19,14 +19,20 @@ SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); t
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`GET /health` as told, anything else 404; `GET /die` ends the process."""
+    """`GET /health` as told, anything else 503 (`/metrics`: counters, if told); `GET /die` ends the process."""
 
     unwell: Path | None = None
+    metrics = b""
 
     def do_GET(self) -> None:
         if self.path == "/die":
             print("RuntimeError: told to die", flush=True)
             os._exit(3)
+        if self.path == "/metrics" and self.metrics:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.metrics)
+            return
         healthy = self.path == "/health" and not (self.unwell and self.unwell.exists())
         self.send_response(200 if healthy else 503)
         self.send_header("content-length", "0")
@@ -50,6 +56,7 @@ def main() -> None:
     parser.add_argument("--stray", action="store_true", help="the same in a session of its own")
     parser.add_argument("--unwell-while", type=Path, metavar="FILE")
     parser.add_argument("--starts", type=Path, metavar="FILE", help="append our pid to it")
+    parser.add_argument("--metrics", action="store_true", help="counters of vLLM, all zero")
     parser.add_argument("--chatter", type=int, default=0, help="bytes of output a second")
     options = parser.parse_args()
     if options.starts:
@@ -70,6 +77,8 @@ def main() -> None:
     if options.chatter:
         threading.Thread(target=_chatter, args=(options.chatter,), daemon=True).start()
     Handler.unwell = options.unwell_while
+    if options.metrics:
+        Handler.metrics = b"vllm:prompt_tokens_total 0\nvllm:generation_tokens_total 0\n"
     ThreadingHTTPServer(("127.0.0.1", options.port), Handler).serve_forever()
 
 

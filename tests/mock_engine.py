@@ -78,6 +78,8 @@ class Seen:
     at: float = field(default_factory=time.monotonic)
     produced: int = 0  # content tokens sent, all choices
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prefilled: bool = False  # it began to answer
     finished: bool = False
     disconnected: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
@@ -91,6 +93,8 @@ class MockEngine:
         self.default = Behaviour()
         self.script: deque[Behaviour] = deque()
         self.seen: list[Seen] = []
+        self.started_s = time.time()  # as its metrics say; another start has counters of its own
+        self.counts_from = 0  # what was seen before is not counted
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop = asyncio.Event()
@@ -140,6 +144,7 @@ class MockEngine:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._generate)
         app.router.add_post("/v1/completions", self._generate)
@@ -157,6 +162,13 @@ class MockEngine:
 
     async def _health(self, _request: web.Request) -> web.Response:
         return web.Response()
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(text=metrics_page(self.seen[self.counts_from :], self.started_s))
+
+    def restart_counters(self) -> None:
+        """As if its process had been started anew."""
+        self.started_s, self.counts_from = time.time(), len(self.seen)
 
     async def _models(self, _request: web.Request) -> web.Response:
         entry = {"id": self.model, "object": "model", "created": 0, "owned_by": "mock"}
@@ -183,6 +195,7 @@ class MockEngine:
         if behaviour.raw_body is not None:
             response = web.Response(body=behaviour.raw_body, content_type="application/json")
             return seen, behaviour, response
+        seen.prefilled, seen.cached_tokens = True, behaviour.cached_tokens
         return seen, behaviour, None
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
@@ -375,6 +388,22 @@ class watched:  # noqa: N801  # reads as a statement
             self.seen.disconnected = True
         if kind is not None or self.seen.finished:
             self.seen.ended.set()
+
+
+def metrics_page(seen: list[Seen], started_s: float) -> str:
+    """vLLM's counters as its page has them. It counts the prompt once for each of `n` answers."""
+    counted = [one for one in seen if one.prefilled]
+    each = [int(one.body.get("n") or 1) if isinstance(one.body, dict) else 1 for one in counted]
+    labels = '{engine="0",model_name="mock"}'
+    values = {
+        "vllm:prompt_tokens_total": sum(one.prompt_tokens * n for one, n in zip(counted, each, strict=True)),
+        "vllm:prompt_tokens_cached_total": sum(one.cached_tokens for one in counted),
+        "vllm:generation_tokens_total": sum(one.produced for one in counted),
+        "vllm:request_success_total": sum(each),
+        "vllm:num_requests_running": sum(not one.finished and not one.disconnected for one in counted),
+    }
+    lines = [f"process_start_time_seconds {started_s}", "# HELP vllm:prompt_tokens_total Prefill tokens."]
+    return "\n".join(lines + [f"{name}{labels} {float(value)!r}" for name, value in values.items()]) + "\n"
 
 
 def vllm_error(message: str, status: int, param: str | None = None) -> Json:

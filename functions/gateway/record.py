@@ -6,6 +6,8 @@ Pure: no I/O, no clock.
 import hashlib
 from functools import lru_cache
 
+import msgspec
+
 from access.admission.model import Figures, Grant
 from access.model import Principal
 from core.errors import UpstreamFailed
@@ -173,6 +175,8 @@ class CallRecord:
         """The usage event of the current attempt if it ended now (or when its cost was told)."""
         route, chunks = self.route, self.chunks
         usage, source = self._usage(status)
+        if self.request.choices > 1 and usage.input:
+            usage = msgspec.structs.replace(usage, choices=self.request.choices)
         if status == "completed":
             ended_ms = self.ended_ms = self.ended_ms or ended_ms
             self.billed = usage
