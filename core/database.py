@@ -34,10 +34,13 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A read-only unit of work (rolled back at its end) that sees the database as of its first statement."""
+        """A read-only unit of work (rolled back at its end): every statement sees the same instant.
+
+        SQLite in WAL mode does that by itself from the first statement on; PostgreSQL must be told.
+        """
         with self.engine.connect() as connection:
             if connection.dialect.name == "postgresql":
-                connection.execution_options(isolation_level="REPEATABLE READ")
+                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             yield connection
 
     @contextmanager
