@@ -47,6 +47,12 @@ def list_organizations(connection: Connection, *, limit: int = 50, after: str = 
     return [Organization(*row) for row in rows]
 
 
+def get_organization_name(connection: Connection, org_id: str) -> str:
+    """Its name, or the id when there is none by that id."""
+    name = connection.execute(select(organizations.c.name).where(organizations.c.id == org_id)).scalar()
+    return name or org_id
+
+
 def find_organization(connection: Connection, name: str, param: str = "organization") -> Organization:
     """The organization with that id or name; NotFound names `param`."""
     row = connection.execute(
@@ -155,17 +161,17 @@ def get_key(connection: Connection, key_id: str) -> ApiKey | None:
 def list_keys(
     connection: Connection, *, project_id: str | None = None, limit: int = 50, after: str = ""
 ) -> list[ApiKey]:
-    """Project keys in order of creation, also expired and revoked ones: of one project, or all (operator)."""
-    query = select(*_KEY_COLUMNS).where(api_keys.c.kind == "project", api_keys.c.id > after)
+    """Project and admin keys in order of creation, also expired and revoked ones; or those of one project."""
+    query = select(*_KEY_COLUMNS).where(api_keys.c.kind != "endpoint", api_keys.c.id > after)
     if project_id is not None:
         query = query.where(api_keys.c.project_id == project_id)
     return [_api_key(row) for row in connection.execute(query.order_by(api_keys.c.id).limit(limit))]
 
 
 def revoke_key(connection: Connection, key_id: str, now_ms: int) -> ApiKey:
-    """Close a project key for good; a second time changes nothing. Other kinds have their own ways."""
+    """Close a project or admin key for good; a second time changes nothing. Endpoint keys are regenerated."""
     key = get_key(connection, key_id)
-    if key is None or key.kind != "project":
+    if key is None or key.kind == "endpoint":
         raise NotFound(f"there is no API key {key_id!r}", param="id")
     if not key.revoked_ms:
         _revoke(connection, api_keys.c.id == key_id, now_ms)
@@ -191,9 +197,19 @@ def key_status(connection: Connection, key_hash: str, now_ms: int) -> KeyStatus:
 # --- admin keys -----------------------------------------------------------------------------------
 
 
-def add_admin_key(connection: Connection, new: NewKey, now_ms: int) -> ApiKey:
+def create_admin_key(
+    connection: Connection, name: str, now_ms: int, *, expires_ms: int = 0
+) -> tuple[ApiKey, str]:
+    """A further admin key, for another person, and its text: the only time that it is known."""
+    new = make_key("admin")
+    return add_admin_key(connection, new, now_ms, name=valid_name(name), expires_ms=expires_ms), new.text
+
+
+def add_admin_key(
+    connection: Connection, new: NewKey, now_ms: int, *, name: str = "admin", expires_ms: int = 0
+) -> ApiKey:
     """Store the hash of an admin key."""
-    key = ApiKey(new_id("key", now_ms), "admin", "admin", new.hint, "", "", "", "", now_ms, 0, 0)
+    key = ApiKey(new_id("key", now_ms), "admin", name, new.hint, "", "", "", "", now_ms, expires_ms, 0)
     _insert_key(connection, key, new)
     return key
 

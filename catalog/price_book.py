@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, delete, insert, select
 
 from catalog.model import PriceVersion
 from catalog.tables import model_prices
-from catalog.terms import Terms, read_terms, terms_document
+from catalog.terms import Terms, check_terms, read_terms, terms_document
 from core.clock import MINUTE_MS, minute_floor
 from core.errors import Conflict, NotFound
 from core.ids import new_id
@@ -144,6 +144,8 @@ def put_list_prices(
         # that was begun once stays as it is, so the new one comes behind.
         starts_ms = max(next_minute, versions[-1].starts_ms + MINUTE_MS)
     kept = {sku: each for sku, each in terms.items() if sku in wanted}
+    for sku, each in kept.items():
+        check_terms(sku, each, wanted[sku])
     return add_version(connection, model_id, LIST, starts_ms, wanted, kept, now_ms)
 
 

@@ -1,11 +1,13 @@
 """SQL of the catalog: models (their prices are in `price_book`). Every function works in the caller's transaction."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from catalog.model import CatalogModel, ModelSpec, Origin, Outcome, PutResult
+from catalog.model import CatalogModel, ModelSpec, Origin, Outcome, Prices, PutResult
 from catalog.price_book import put_list_prices
 from catalog.tables import builtin_files, models
 from core.changes import record_change
@@ -92,6 +94,16 @@ def remove_model(connection: Connection, model_id: str, now_ms: int) -> None:
         update(models).where(models.c.id == model_id).values(removed_ms=now_ms, updated_ms=now_ms)
     )
     record_change(connection, "model", model_id, now_ms)
+
+
+def set_prices(connection: Connection, model_id: str, unit_prices: Mapping[str, int], now_ms: int) -> None:
+    """The catalog entry names these prices from now on; the price book's versions decide what is paid."""
+    spec = replace(get_model(connection, model_id).spec, prices=Prices(**unit_prices))
+    connection.execute(
+        update(models)
+        .where(models.c.id == model_id)
+        .values(spec=_encode(spec), origin="operator", updated_ms=now_ms)
+    )
 
 
 # --- the files that come with Farebox -------------------------------------------------------------

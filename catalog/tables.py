@@ -33,6 +33,28 @@ model_prices = Table(
     Index("ix_model_prices_org_id", "org_id"),
 )
 
+# Prices that wait for a second person, and what became of them.
+price_proposals = Table(
+    "price_proposals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model_id", Text, ForeignKey("models.id"), nullable=False),
+    Column("org_id", Text, nullable=False),  # "" for everybody
+    Column("starts_ms", BigInteger, nullable=False),  # 0: with the approval
+    Column("unit_prices", Text, nullable=False),
+    Column("terms", Text, nullable=False),
+    Column("ended", Boolean, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("state", Text, nullable=False),  # proposed | approved | rejected | withdrawn
+    Column("proposed_by", Text, nullable=False),  # a key's id
+    Column("proposed_ms", BigInteger, nullable=False),
+    Column("decided_by", Text, nullable=False),
+    Column("decided_ms", BigInteger, nullable=False),
+    Column("decision_note", Text, nullable=False),
+    Column("version_id", Text, nullable=False),
+    Index("ix_price_proposals_state", "state"),
+)
+
 builtin_files = Table(
     "builtin_files",
     metadata,

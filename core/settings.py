@@ -40,6 +40,7 @@ class Settings:
     start_timeout_s: int = 900  # a server that is not healthy by then has failed
     journal_max_bytes: int = 1024 * 1024 * 1024  # usage not yet on the ledger; calls are refused beyond
     minute_lateness_s: int = 60  # a usage minute closes this long after its end
+    two_person_prices: int = 0  # 1: a changed price waits until a second admin key approves it
     drain_grace_s: int = 30  # SIGTERM: streams in flight get this long
 
     @property

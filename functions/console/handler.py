@@ -13,6 +13,7 @@ from functions.console import (
     limits,
     models,
     organizations,
+    prices,
     usage,
 )
 from functions.console.dependencies import ConsoleDependencies
@@ -56,7 +57,7 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
         responses={status: {"model": Problem, "description": why} for status, why in _REFUSALS.items()},
     )
     app.state.dependencies = deps
-    groups = (organizations, keys, models, endpoints, deployments, usage, invoices, limits, budgets)
+    groups = (organizations, keys, models, prices, endpoints, deployments, usage, invoices, limits, budgets)
     for group in groups:
         app.include_router(group.router)
     app.state.routes = [route for group in groups for route in group.router.routes]

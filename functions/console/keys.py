@@ -1,4 +1,4 @@
-"""API keys of projects: shown once when made, then known by their hint."""
+"""API keys of projects and of admins: shown once when made, then known by their hint."""
 
 from typing import Annotated, Literal
 
@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field
 from access import store
 from access.model import ApiKey
 from core.clock import iso
-from core.errors import Invalid
-from functions.console.dependencies import Deps
+from core.errors import Conflict, Invalid
+from functions.console.dependencies import Caller, Deps
 from functions.console.routing import console_router
 from functions.console.shapes import After, Input, Limit, Page, Text, instant, iso_or_none, page
 
@@ -21,7 +21,10 @@ _MAX_LIFE_S = 100 * 366 * 86_400
 class NewKey(Input):
     """A key to create. Without an expiry it is good until it is revoked."""
 
-    project: Text = Field(examples=["acme/website"], description="Id, name, or organization/name.")
+    project: Text | None = Field(
+        default=None, examples=["acme/website"], description="Id, name, or organization/name."
+    )
+    admin: bool = Field(default=False, description="An admin key instead, for another person who manages.")
     name: Text = Field(examples=["ci"], description="1 to 64 printable characters; need not be unique.")
     expires_at: Text | None = Field(default=None, examples=["2027-01-01T00:00:00Z"])
     expires_in_s: int | None = Field(default=None, ge=1, le=_MAX_LIFE_S, examples=[86_400])
@@ -33,8 +36,9 @@ class KeyOut(BaseModel):
     id: str = Field(examples=["key_01kafn3m8hzq4v6p9x2c7d5b1w"])
     name: str = Field(examples=["ci"])
     hint: str = Field(examples=["fbx_sk_…a1B2"])
-    project_id: str
-    organization_id: str
+    kind: Literal["project", "admin"]
+    project_id: str | None
+    organization_id: str | None
     status: Literal["ok", "expired", "revoked"]
     created_at: str
     expires_at: str | None
@@ -53,8 +57,15 @@ def create_key(body: NewKey, deps: Deps) -> CreatedKeyOut:
     now_ms = deps.clock.now_ms()
     expires_ms = _expiry(body, now_ms)
     with deps.db.begin() as connection:
-        project = store.find_project(connection, body.project)
-        key, text = store.create_key(connection, project, body.name, now_ms, expires_ms=expires_ms)
+        if body.admin:
+            if body.project is not None:
+                raise Invalid("project: an admin key has none", param="project")
+            key, text = store.create_admin_key(connection, body.name, now_ms, expires_ms=expires_ms)
+        elif body.project is None:
+            raise Invalid("project: the field is missing", param="project")
+        else:
+            project = store.find_project(connection, body.project)
+            key, text = store.create_key(connection, project, body.name, now_ms, expires_ms=expires_ms)
     return CreatedKeyOut(**_key(key, now_ms).model_dump(), key=text)
 
 
@@ -76,8 +87,10 @@ def list_keys(
 
 
 @router.delete("/keys/{key_id}", summary="Revoke an API key")
-def revoke_key(key_id: str, deps: Deps) -> KeyOut:
-    """From now on calls with it are refused. A second time changes nothing."""
+def revoke_key(key_id: str, caller: Caller, deps: Deps) -> KeyOut:
+    """From now on calls with it are refused. A second time changes nothing. No key revokes itself."""
+    if key_id == caller.key_id:
+        raise Conflict("id: a key cannot revoke itself; use another admin key", param="id")
     now_ms = deps.clock.now_ms()
     with deps.db.begin() as connection:
         return _key(store.revoke_key(connection, key_id, now_ms), now_ms)
@@ -103,8 +116,9 @@ def _key(key: ApiKey, now_ms: int) -> KeyOut:
         id=key.id,
         name=key.name,
         hint=key.hint,
-        project_id=key.project_id,
-        organization_id=key.org_id,
+        kind="admin" if key.kind == "admin" else "project",
+        project_id=key.project_id or None,
+        organization_id=key.org_id or None,
         status=status_now,
         created_at=iso(key.created_ms),
         expires_at=iso_or_none(key.expires_ms),

@@ -1,17 +1,21 @@
 """The catalog: models and their price versions."""
 
 import json
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request, Response, status
 from pydantic import BaseModel, Field
+from sqlalchemy import Connection
 
 from catalog import price_book, store
 from catalog.load import model_document, parse_model, parse_model_yaml, prices_document
-from catalog.model import TASKS, CatalogModel, ModelSpec, PriceVersion, Task
+from catalog.model import TASKS, CatalogModel, ModelSpec, Prices, PriceVersion, Task
+from catalog.price_document import terms_out
+from catalog.proposals import Wanted, propose
 from core.clock import iso
 from core.errors import BadRequest, Conflict
-from functions.console.dependencies import Deps
+from functions.console.dependencies import Caller, Deps
 from functions.console.routing import console_router
 from functions.console.shapes import After, Limit, Page, iso_or_none, page
 from serving.store import model_in_use
@@ -74,6 +78,9 @@ class PriceVersionOut(BaseModel):
     model: str
     starts_at: str | None
     prices: dict[str, str]
+    terms: dict[str, dict[str, object]] = Field(
+        default={}, description="By SKU: tiers, packages, included amounts."
+    )
     created_at: str
 
 
@@ -85,6 +92,9 @@ class PutModelOut(BaseModel):
     message: str = Field(examples=["acme/mock-chat was added"])
     price_version: PriceVersionOut | None = Field(
         description="The version that was made, when prices changed."
+    )
+    price_proposal: str | None = Field(
+        default=None, description="Where two people decide on prices: what a second one has to approve."
     )
     model: ModelOut
 
@@ -101,20 +111,31 @@ async def _raw_body(request: Request) -> bytes:
     responses={201: {"model": PutModelOut, "description": "The model is new."}},
 )
 def put_model(
-    request: Request, response: Response, body: Annotated[bytes, Depends(_raw_body)], deps: Deps
+    request: Request,
+    response: Response,
+    body: Annotated[bytes, Depends(_raw_body)],
+    caller: Caller,
+    deps: Deps,
 ) -> PutModelOut:
     """The body is a model's YAML file, or the same fields as JSON.
 
     Other prices make a new, immutable version from the next full minute (UTC) on.
     """
     spec = _parse(request.headers.get("content-type", ""), body)
+    now_ms, proposal = deps.clock.now_ms(), None
     with deps.db.begin() as connection:
-        result = store.put_model(connection, spec, deps.clock.now_ms())
+        if deps.settings.two_person_prices:
+            spec, wanted = _keep_prices(connection, spec)
+            if wanted is not None:
+                proposal = propose(connection, wanted, caller.key_id, now_ms)
+        result = store.put_model(connection, spec, now_ms)
     message = (
         f"{spec.id} was {result.outcome}" if result.outcome != "unchanged" else f"{spec.id} is unchanged"
     )
     if result.new_price is not None and result.new_price.starts_ms:
         message += f"; its new prices hold from {iso(result.new_price.starts_ms)} on"
+    if proposal is not None:
+        message += f"; its new prices wait for another admin key: farebox price approve {proposal.id}"
     if result.outcome == "added":
         response.status_code = status.HTTP_201_CREATED
     return PutModelOut(
@@ -122,6 +143,7 @@ def put_model(
         outcome=result.outcome,
         message=message,
         price_version=None if result.new_price is None else _price(result.new_price),
+        price_proposal=None if proposal is None else proposal.id,
         model=_model(result.model),
     )
 
@@ -173,6 +195,16 @@ def list_prices(model_id: str, deps: Deps) -> Page[PriceVersionOut]:
     return Page(data=[_price(version) for version in versions])
 
 
+def _keep_prices(connection: Connection, spec: ModelSpec) -> tuple[ModelSpec, Wanted | None]:
+    """The entry with the prices that hold already, and the change that somebody else has to approve."""
+    versions = price_book.price_versions(connection, spec.id)
+    wanted = spec.prices.by_sku()
+    if not versions or versions[-1].unit_prices == wanted:
+        return spec, None
+    kept = replace(spec, prices=Prices(**versions[-1].unit_prices))
+    return kept, Wanted(spec.id, price_book.LIST, 0, wanted, versions[-1].terms, note="from a model's file")
+
+
 def _parse(content_type: str, body: bytes) -> ModelSpec:
     kind = content_type.partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -199,5 +231,6 @@ def _price(version: PriceVersion) -> PriceVersionOut:
         model=version.model_id,
         starts_at=iso_or_none(version.starts_ms),
         prices=prices_document(version.unit_prices),
+        terms=terms_out(version.terms),
         created_at=iso(version.created_ms),
     )

@@ -8,7 +8,7 @@ from typing import Any, cast
 import httpx
 
 from farebox.errors import FareboxAPIError, FareboxConfigError, FareboxConnectionError
-from farebox.resources import Resource
+from farebox.resource import Resource
 from farebox.transport import error_of, path_of
 
 _READ_TIMEOUT_S = 660.0  # a model server may have to start first; the server's own bound is 600 s

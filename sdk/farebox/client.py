@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 from farebox.chat import Chat
 from farebox.config import resolve
 from farebox.errors import FareboxAPIError
+from farebox.price_resources import Prices
 from farebox.resources import (
     Budgets,
     Deployments,
@@ -55,6 +56,7 @@ class Client:
         self.invoices = Invoices(self._transport)
         self.limits = LimitsOf(self._transport)
         self.budgets = Budgets(self._transport)
+        self.prices = Prices(self._transport)
         self.chat = Chat(self._transport)
 
     def status(self) -> Status:

@@ -1,10 +1,10 @@
 """The API's collections, one class each; `farebox.Client` holds one of every kind."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import cast
 
-from farebox.errors import FareboxAPIError
-from farebox.transport import Transport, path_of
+from farebox.resource import Resource, given, rows_of
+from farebox.transport import path_of
 from farebox.types import (
     ApiKey,
     Budget,
@@ -28,27 +28,6 @@ from farebox.types import (
 )
 
 _PriceVersions = list[PriceVersion]  # inside a class with a method named `list`, that name is the method
-
-_PAGES_MAX = 1000  # a list that never ends is a bug, not data
-
-
-class Resource:
-    """Base: a transport and the reading of whole lists."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def _all(self, path: str, **params: Any) -> list[Any]:
-        rows: list[Any] = []
-        for _ in range(_PAGES_MAX):
-            page = self._transport.json("GET", path, params=params)
-            rows += _rows_of(page, path)
-            if not page.get("next"):
-                return rows
-            params["after"] = page["next"]
-        raise FareboxAPIError(
-            200, "unexpected_answer", f"the list at {path} has more than {_PAGES_MAX} pages"
-        )
 
 
 class Organizations(Resource):
@@ -76,9 +55,19 @@ class Projects(Resource):
 class Keys(Resource):
     """API keys of a project."""
 
-    def create(self, *, project: str, name: str, expires_in_s: int | None = None) -> CreatedApiKey:
-        """The answer's `key` is shown this once. `project` is an id, a name, or organization/name."""
-        body = _given(project=project, name=name, expires_in_s=expires_in_s)
+    def create(
+        self,
+        *,
+        project: str | None = None,
+        name: str,
+        expires_in_s: int | None = None,
+        admin: bool = False,
+    ) -> CreatedApiKey:
+        """The answer's `key` is shown this once. `project` is an id, a name, or organization/name.
+
+        `admin`: a key for another person who manages; it has no project.
+        """
+        body = given(project=project, name=name, expires_in_s=expires_in_s, admin=admin or None)
         return cast(CreatedApiKey, self._transport.json("POST", "/api/keys", json=body))
 
     def list(self, *, project: str | None = None) -> list[ApiKey]:
@@ -120,7 +109,7 @@ class ServerlessEndpoints(Resource):
         self, name: str, *, model: str, project: str | None = None, tags: Mapping[str, str] | None = None
     ) -> ServerlessEndpoint:
         """Without `project`: the only one there is."""
-        body = _given(name=name, model=model, project=project, tags=dict(tags) if tags else None)
+        body = given(name=name, model=model, project=project, tags=dict(tags) if tags else None)
         return cast(ServerlessEndpoint, self._transport.json("POST", "/api/serverless-endpoints", json=body))
 
     def list(self, *, project: str | None = None) -> list[ServerlessEndpoint]:
@@ -180,7 +169,7 @@ class Usage(Resource):
             "group_by": group_by,
         }
         page = self._transport.json("GET", "/api/usage", params=params)
-        _rows_of(page, "/api/usage")
+        rows_of(page, "/api/usage")
         return cast(UsageReport, page)
 
 
@@ -211,7 +200,7 @@ class Receipts(Resource):
             "after": after,
         }
         page = self._transport.json("GET", "/api/receipts", params=params)
-        _rows_of(page, "/api/receipts")
+        rows_of(page, "/api/receipts")
         return cast("Page[Receipt]", page)
 
     def iterate(
@@ -276,7 +265,7 @@ class Budgets(Resource):
         hard: bool = True,
     ) -> Budget:
         """Of exactly one of organization, project and key. A hard one refuses calls when it is used up."""
-        body = _given(
+        body = given(
             amount_usd=amount_usd,
             window=window,
             organization=organization,
@@ -294,22 +283,9 @@ class Budgets(Resource):
 
     def change(self, budget_id: str, *, amount_usd: str | None = None, hard: bool | None = None) -> Budget:
         """Another amount (a top-up is a larger one) or kind; what is spent stays spent."""
-        body = _given(amount_usd=amount_usd, hard=hard)
+        body = given(amount_usd=amount_usd, hard=hard)
         return cast(Budget, self._transport.json("PATCH", "/api/budgets" + path_of(budget_id), json=body))
 
     def delete(self, budget_id: str) -> Budget:
         """Calls are no longer held to it; the answer is its last state."""
         return cast(Budget, self._transport.json("DELETE", "/api/budgets" + path_of(budget_id)))
-
-
-def _given(**values: object) -> dict[str, object]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _rows_of(page: object, path: str) -> list[Any]:
-    rows = page.get("data") if isinstance(page, dict) else None
-    if not isinstance(rows, list):
-        raise FareboxAPIError(
-            200, "unexpected_answer", f"the answer from {path} is no list; is the address right?"
-        )
-    return rows

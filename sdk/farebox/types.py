@@ -232,6 +232,62 @@ class InvoicePreview(TypedDict):
     held: list[HeldUsage]
 
 
+class PriceProposal(TypedDict):
+    """A change of prices: proposed by one admin key, approved by another."""
+
+    id: str
+    state: str
+    model: str
+    organization: str | None
+    starts_at: str | None
+    prices: dict[str, str]
+    terms: dict[str, dict[str, object]]
+    ended: bool
+    note: str
+    proposed_by: str
+    proposed_at: str
+    decided_by: str | None
+    decided_at: str | None
+    decision_note: str
+    price_version: str | None
+
+
+class ReratedOrganization(TypedDict):
+    """One organization's month as it is, and as it would be."""
+
+    organization: str
+    organization_id: str
+    before_usd: str
+    after_usd: str
+    difference_usd: str
+    unpriced: list[str]
+    before: list[InvoiceLine]
+    after: list[InvoiceLine]
+
+
+class PriceDryRun(TypedDict):
+    """What a month would cost under other prices. Nothing was changed."""
+
+    model: str
+    period_start: str
+    period_end: str
+    organizations: list[ReratedOrganization]
+    before_usd: str
+    after_usd: str
+    difference_usd: str
+
+
+class OwnPrice(TypedDict):
+    """A version of an organization's own prices; `ended`: from then on everybody's again."""
+
+    id: str
+    model: str
+    starts_at: str
+    ended: bool
+    prices: dict[str, str]
+    terms: dict[str, dict[str, object]]
+
+
 class Limits(TypedDict):
     """The limits in force for one scope; None: no limit."""
 

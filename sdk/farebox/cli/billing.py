@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from farebox.cli.framework import Command, Group, State, note, parse_time, pass_state
+from farebox.cli.framework import Command, Group, State, note, parse_month, parse_time, pass_state
 from farebox.cli.organizations import organization_names, project_names
 from farebox.cli.output import Column, print_data, print_list, print_object, print_rows, print_table, show
 from farebox.cli.problems import suggesting
@@ -29,12 +29,6 @@ def _parse_groupings(context: click.Context, parameter: click.Parameter, text: s
                 f"expected {', '.join(GROUPINGS)}; got {name!r}{hint}", context, parameter
             )
     return ",".join(dict.fromkeys(names)) or None
-
-
-def _parse_month(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
-    if text is not None and not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", text):
-        raise click.BadParameter(f"expected a month such as 2026-01, got {text!r}", context, parameter)
-    return text
 
 
 def _check_range(start: str | None, end: str | None) -> None:
@@ -164,7 +158,7 @@ def invoice() -> None:
     "--org", "organization", metavar="ORG", help="The organization: name or id. Default: the only one."
 )
 @click.option(
-    "--period", callback=_parse_month, metavar="YYYY-MM", help="The month. Default: the current one (UTC)."
+    "--period", callback=parse_month, metavar="YYYY-MM", help="The month. Default: the current one (UTC)."
 )
 @pass_state
 def invoice_preview(state: State, organization: str | None, period: str | None) -> None:

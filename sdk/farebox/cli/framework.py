@@ -1,6 +1,7 @@
 """What every command shares: options, examples in the help, the connection, exit codes."""
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -238,3 +239,10 @@ def parse_time(context: click.Context, parameter: click.Parameter, text: str | N
     return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace(
         "+00:00", "Z"
     )
+
+
+def parse_month(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """`YYYY-MM`."""
+    if text is not None and not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", text):
+        raise click.BadParameter(f"expected a month such as 2026-01, got {text!r}", context, parameter)
+    return text

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import farebox
-from farebox.cli import billing, chat, endpoints, limits, models, organizations, platform
+from farebox.cli import billing, chat, endpoints, limits, models, organizations, platform, prices
 from farebox.cli.framework import (
     ENVIRONMENT,
     EXIT_BROKEN_PIPE,
@@ -196,6 +196,7 @@ for _command in (
     organizations.project,
     organizations.key,
     models.model,
+    prices.price,
     endpoints.serverless_endpoint,
     endpoints.deployment,
     chat.chat,

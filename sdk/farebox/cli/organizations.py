@@ -72,18 +72,22 @@ def key() -> None:
     examples=[
         "farebox key create --project web --name laptop",
         "farebox key create --project acme/web --name ci --expires-in 30d -o json",
+        "farebox key create --admin --name maria",
     ],
 )
-@click.option("--project", required=True, metavar="P", help="The project: name, organization/name or id.")
+@click.option("--project", metavar="P", help="The project: name, organization/name or id.")
+@click.option("--admin", is_flag=True, help="An admin key, for another person who manages.")
 @click.option("--name", required=True, metavar="N", help="What the key is for.")
 @click.option(
     "--expires-in", callback=parse_duration, metavar="TIME", help="For example 30d, 12h, 45m. Default: never."
 )
 @pass_state
-def key_create(state: State, project: str, name: str, expires_in: int | None) -> None:
+def key_create(state: State, project: str | None, admin: bool, name: str, expires_in: int | None) -> None:
     """Make a key. It is shown this once."""
+    if admin == bool(project):
+        raise click.UsageError("give either --project or --admin")
     with suggesting(project, lambda: project_names(state), "farebox project list", param="project"):
-        created = state.client.keys.create(project=project, name=name, expires_in_s=expires_in)
+        created = state.client.keys.create(project=project, name=name, expires_in_s=expires_in, admin=admin)
     print_object(state, created)
     note("Keep this key now: it is stored hashed and cannot be shown again.")
 
@@ -97,7 +101,7 @@ def key_list(state: State, project: str | None) -> None:
         Column("name", "name"),
         Column("id", "id"),
         Column("key", "hint"),
-        Column("project", "project_id"),
+        Column("project", lambda row: row.get("project_id") or "(admin)"),
         Column("created", "created_at"),
         Column("expires", lambda row: row.get("expires_at") or "never"),
         Column("status", "status"),
