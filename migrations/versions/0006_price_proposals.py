@@ -1,13 +1,13 @@
 """price proposals
 
-Revision: 0005, after 0004. Expands only: a new table.
+Revision: 0006, after 0005. Expands only: a new table.
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
