@@ -126,6 +126,10 @@ invoices = Table(
     Column("paid_ms", BigInteger, nullable=False),
     Column("voided_ms", BigInteger, nullable=False),
     Column("memo", Text, nullable=False),
+    # JSON: issuer and customer, as they were when it was finalized.
+    Column("parties", Text, nullable=False, server_default="{}"),
+    Column("payment_reference", Text, nullable=False, server_default=""),
+    Column("provider_id", Text, nullable=False, server_default=""),  # "" until the provider has it
     UniqueConstraint(
         "org_id", "start_ms", "end_ms", "voided_ms"
     ),  # one invoice of a period, but for void ones
@@ -160,6 +164,13 @@ invoice_numbers = Table(
     Column("last", Integer, nullable=False),
 )
 
+credit_note_numbers = Table(
+    "credit_note_numbers",
+    metadata,
+    Column("year", Integer, primary_key=True, autoincrement=False),
+    Column("last", Integer, nullable=False),
+)
+
 credit_notes = Table(
     "credit_notes",
     metadata,
@@ -173,6 +184,8 @@ credit_notes = Table(
         "as_credit", Integer, nullable=False
     ),  # 1: as credit for later invoices; 0: off what is due, or refunded
     Column("created_ms", BigInteger, nullable=False),
+    # JSON: [[invoice line, cents], ...]; empty: of the invoice as a whole.
+    Column("lines", Text, nullable=False, server_default="[]"),
     Index("ix_credit_notes_invoice_id", "invoice_id"),
 )
 
@@ -193,6 +206,8 @@ credit_grants = Table(
     Column("voided_ms", BigInteger, nullable=False),
     Column("note", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
+    # The invoice or credit note that it came from; "": it was granted.
+    Column("source", Text, nullable=False, server_default=""),
     Index("ix_credit_grants_org_id", "org_id"),
 )
 

@@ -41,6 +41,12 @@ class Settings:
     journal_max_bytes: int = 1024 * 1024 * 1024  # usage not yet on the ledger; calls are refused beyond
     minute_lateness_s: int = 60  # a usage minute closes this long after its end
     two_person_prices: int = 0  # 1: a changed price waits until a second admin key approves it
+    invoice_automatic: int = 1  # 1: a month that has closed is invoiced; 0: it gets drafts, for a person
+    invoice_prefix: str = "FB"  # of the numbers of invoices and credit notes
+    invoice_issuer: str = "Farebox"  # who bills: name on invoices
+    invoice_issuer_address: str = ""  # lines separated by \n
+    invoice_issuer_email: str = ""
+    invoice_issuer_tax_id: str = ""
     drain_grace_s: int = 30  # SIGTERM: streams in flight get this long
 
     @property

@@ -136,6 +136,7 @@ async def _run_until(stopping: asyncio.Event, control: Control, gateway: ChildPr
             ("gateway", gateway.run()),
             ("meter sink", control.sink.run()),
             ("minute tick", control.tick.run()),
+            ("invoicer", control.invoicer.run()),
             ("runtime", control.runtime.run()),
             ("engine counters", control.runtime.counters.run()),
         )

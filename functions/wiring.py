@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from access.admin import ensure_admin_key
 from access.sealer import open_sealer
 from billing.close import close_and_post
+from billing.invoicing.issue import Issuer
+from billing.invoicing.model import Party
+from billing.invoicing.run import run_invoicer
 from catalog import price_book
 from catalog.builtin import builtin_files, sync_builtin
 from core.changes import forget_changes, last_seq
@@ -15,6 +18,7 @@ from core.database import Database, open_database
 from core.settings import Settings
 from functions.budgets import BudgetKeeper
 from functions.console.dependencies import ConsoleDependencies
+from functions.invoicer.handler import Invoicer
 from functions.meter_sink.handler import MeterSink
 from functions.minute_tick.handler import MinuteTick
 from metering.endpoint_minutes import MAX_PER_SWEEP, EndpointLife, sweep
@@ -37,6 +41,7 @@ class Control:
     db: Database
     sink: MeterSink
     tick: MinuteTick
+    invoicer: Invoicer
     runtime: LocalRuntime
     console: ConsoleDependencies
 
@@ -65,6 +70,10 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
         sweep=_Sweeper(db, clock, keeper).sweep,
         close=lambda: close_and_post(db, price_book, clock.now_ms(), settings.minute_lateness_s * 1000),
     )
+    issuer = issuer_of(settings)
+    invoicer = Invoicer(
+        lambda: run_invoicer(db, issuer, clock.now_ms(), automatic=settings.invoice_automatic > 0).invoices
+    )
     runtime = LocalRuntime(settings, db, clock)
 
     def catch_up() -> None:
@@ -80,7 +89,18 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
         catch_up=catch_up,
         keeper=keeper,
     )
-    return Control(settings, clock, db, sink, tick, runtime, console)
+    return Control(settings, clock, db, sink, tick, invoicer, runtime, console)
+
+
+def issuer_of(settings: Settings) -> Issuer:
+    """Who makes the invoices, by the settings."""
+    party = Party(
+        settings.invoice_issuer,
+        settings.invoice_issuer_address.replace("\\n", "\n"),
+        settings.invoice_issuer_email,
+        settings.invoice_issuer_tax_id,
+    )
+    return Issuer(price_book, party, settings.invoice_prefix)
 
 
 class _Sweeper:

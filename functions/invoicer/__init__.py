@@ -1,0 +1,1 @@
+"""The invoicer: months that are over become invoices."""
