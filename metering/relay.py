@@ -24,7 +24,10 @@ from metering.records import Alarm, QuarantineKind
 from metering.segment import Record, SegmentId
 from metering.store import Cursor, QuarantineRow
 
-MAX_RECORDS = 1000  # in one transaction
+# In one transaction, which is also what is held in memory, however long the backlog. The second bound is passed by
+# less than one read.
+MAX_RECORDS = 4000
+MAX_BYTES = 4 * 1024 * 1024
 
 OnUsage = Callable[[Connection, Sequence[UsageEvent], int], None]
 
@@ -180,6 +183,7 @@ class Relay:
         """The next records, of one epoch at most. None: there is nothing new."""
         left = [s for s in segments if (s.epoch, s.index) >= (cursor.epoch, cursor.segment)]
         records: list[Record] = []
+        size = 0
         at = cursor
         for i, current in enumerate(left):
             if (current.epoch, current.index) != (at.epoch, at.segment):
@@ -187,16 +191,17 @@ class Relay:
                     break
                 at = replace(at, epoch=current.epoch, segment=current.index, position=0)
             path = self._directory / current.file_name
-            while len(records) < MAX_RECORDS:
+            while len(records) < MAX_RECORDS and size < MAX_BYTES:
                 part = segment.scan(path, at.position, MAX_RECORDS - len(records))
                 records += part.records
+                size += part.offset - at.position
                 at = replace(at, position=part.offset)
                 if part.at_end:
                     if part.torn and i + 1 < len(left):
                         # Its writer died while writing: whatever is there was never acknowledged.
                         _log.info("torn tail of a journal segment", extra={"segment": current.file_name})
                     break
-            if len(records) >= MAX_RECORDS:
+            if len(records) >= MAX_RECORDS or size >= MAX_BYTES:
                 break
         if not records and at == cursor:
             return None

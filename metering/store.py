@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, and_, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from core.clock import minute_floor
 from metering.ingest import Accepted
 from metering.records import Alarm, QuarantineKind, StoredEvent
 from metering.summary import usage_summary
@@ -21,6 +20,7 @@ from metering.tables import (
     quarantine,
     usage_events,
 )
+from metering.usage_rows import insert_rows, known_hashes
 
 _CHUNK = 500  # ids in one IN list
 MAX_ATTEMPTS = 100
@@ -132,65 +132,9 @@ def note_gateway_start(conn: Connection, source: str, epoch: int) -> None:
 # Usage rows
 
 
-def known_hashes(conn: Connection, source: str, event_ids: Sequence[str]) -> dict[str, str]:
-    """Of `event_ids`, those that are stored, with their payload hashes."""
-    known: dict[str, str] = {}
-    for start in range(0, len(event_ids), _CHUNK):
-        rows = conn.execute(
-            select(usage_events.c.event_id, usage_events.c.payload_hash).where(
-                usage_events.c.source == source,
-                usage_events.c.event_id.in_(event_ids[start : start + _CHUNK]),
-            )
-        )
-        known.update((event_id, payload_hash) for event_id, payload_hash in rows)
-    return known
-
-
 def insert_usage(conn: Connection, events: Iterable[tuple[Accepted, int]], now_ms: int) -> None:
     """Store new events, each with its sequence number; one that is late goes to the first open minute."""
-    first_open = lock_first_open_minute(conn, exclusive=False)
-    rows = [_usage_row(accepted, seq, first_open, now_ms) for accepted, seq in events]
-    if rows:
-        conn.execute(insert(usage_events), rows)
-
-
-def _usage_row(accepted: Accepted, seq: int, first_open: int, now_ms: int) -> dict[str, object]:
-    event, usage = accepted.event, accepted.event.usage
-    minute_ms = minute_floor(event.ended_ms)
-    return {
-        "source": accepted.source,
-        "event_id": event.event_id,
-        "payload_hash": accepted.payload_hash,
-        "sequence": seq,
-        "recorded_ms": now_ms,
-        "service_minute_ms": minute_ms,
-        "billing_minute_ms": max(minute_ms, first_open),
-        "request_id": event.request_id,
-        "attempt": event.attempt,
-        "org_id": event.org_id,
-        "project_id": event.project_id,
-        "key_id": event.key_id,
-        "endpoint_id": event.endpoint_id,
-        "deployment_id": event.deployment_id,
-        "model_id": event.model_id,
-        "operation": event.operation,
-        "stream": event.stream,
-        "status": event.status,
-        "http_status": event.http_status,
-        "usage_source": event.usage_source,
-        "input": usage.input,
-        "cached_input": usage.cached_input,
-        "output": usage.output,
-        "reasoning": usage.reasoning,
-        "audio_ms": usage.audio_ms,
-        "choices": usage.choices,
-        "received_ms": event.received_ms,
-        "sent_ms": event.sent_ms,
-        "first_byte_ms": event.first_byte_ms,
-        "ended_ms": event.ended_ms,
-        "engine_request_id": event.engine_request_id,
-        "finish_reason": event.finish_reason,
-    }
+    insert_rows(conn, events, lock_first_open_minute(conn, exclusive=False), now_ms)
 
 
 def receipt_row(conn: Connection, request_id: str) -> list[StoredEvent]:
