@@ -12,6 +12,9 @@ COUNT := awk '/^(Collecting|Requirement already)/ { n++; if (tty) printf "\r  %d
   /^Installing collected/ { printf "%s  installing\n", tty ? "\r" : ""; fflush() } END { if (tty) print "" }'
 TTY := $(shell test -t 1 && echo 1 || echo 0)
 ARGS ?=
+# Most tests wait most of the time, so more workers than cores. WORKERS=0 runs all in one process (for a debugger).
+WORKERS ?= 4
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev run up test test-fast check fmt bench lock clean
@@ -30,10 +33,10 @@ up: $(STAMP) ## Start the platform in the foreground, nothing else; ARGS="--port
 	@exec $(BIN)/farebox up $(ARGS)
 
 test: $(DEV_STAMP) ## Every test, with a real PostgreSQL and a real vLLM
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(DEV_STAMP) ## The tests that start no engine and kill no process
-	$(BIN)/python -m pytest -m "not engine and not crash" $(ARGS)
+	$(PYTEST) -m "not engine and not crash" $(ARGS)
 
 check: $(DEV_STAMP) ## ruff, mypy strict, import-linter, the repository's own tests
 	$(BIN)/ruff check .

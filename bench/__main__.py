@@ -18,7 +18,7 @@ from bench.report import Report, markdown, print_report, replace_block
 from bench.suite import Suite
 from bench.targets import Target
 from bench.toolchain import BenchError
-from tests.platform import free_port
+from serving.processes import free_port
 
 NAMES = ("farebox", "envoy", "nginx", "litellm", "direct")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"

@@ -16,7 +16,8 @@ from bench import machine
 from bench.populate import AMPLE, AMPLE_USD, Population, populate
 from bench.targets import KEY, PLAIN, Target
 from bench.toolchain import BenchError
-from tests.platform import FAREBOX, ROOT, Platform, await_ready, environment, free_port
+from serving.processes import free_port
+from tests.platform import FAREBOX, ROOT, Platform, await_ready, environment
 
 ORGANIZATION = "bench"
 GATEWAYS = ("functions.gateway.main", "bench.memory_gateway")

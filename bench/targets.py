@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import machine, toolchain
 from bench.toolchain import BenchError
-from tests.platform import free_port
+from serving.processes import free_port
 
 KEY = "sk-bench-0001"
 PLAIN, PACED, SLOW = "", "10ms", "1s"

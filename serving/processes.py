@@ -7,6 +7,7 @@ alone is never trusted: `process_mark` tells a process from a later one with the
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,6 +21,9 @@ from core.log import get_logger
 from serving.launch import Launch
 
 MARKER = "FAREBOX_REPLICA_ID"
+# Below what systems hand out by themselves (Linux: from 32768) and below the node ports of Kubernetes.
+PORTS = range(20_000, 30_000)
+_PORT_ATTEMPTS = 50
 _NO_PID = 0
 _POLL_S = 0.05
 _KILL_PATIENCE_S = 5.0
@@ -77,11 +81,19 @@ def _boot_id() -> str:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on at this moment."""
+    """A port of 127.0.0.1 that nobody listens on at this moment.
+
+    Not one that the system gives to whoever asks for any: a server binds its port many seconds after it was chosen
+    here, and until then every other program's connections and listeners take ports out of that range.
+    """
+    # Not the shared generator: who seeds that would get the same ports each time.
+    for port in random.SystemRandom().sample(PORTS, min(_PORT_ATTEMPTS, len(PORTS))):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 def spawn(launch: Launch, replica_id: str, log_path: Path) -> Server:

@@ -1,8 +1,10 @@
-"""Store tests run on SQLite and on a real PostgreSQL (from a wheel), each in a database of its own."""
+"""What goes to which worker, and databases: SQLite and a real PostgreSQL (from a wheel), empty for every test."""
 
+import functools
 import os
 import shutil
 import signal
+import ssl
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ import core.changes
 import metering.tables
 import serving.tables
 from core.database import Database, metadata, open_database
+from serving import processes
 
 TABLES = (access.tables, billing.tables, catalog.tables, core.changes, metering.tables, serving.tables)
 
@@ -27,6 +30,38 @@ settings.register_profile(
     "farebox", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("farebox")
+
+# Nothing here speaks TLS, yet each httpx client made reads the system's certificates: 40 ms, a thousand times.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
+
+_PORTS_PER_WORKER = 1_000
+
+
+def pytest_configure() -> None:
+    """Ports that are chosen first and bound later: for each worker from a range of its own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+    first = processes.PORTS.start + worker * _PORTS_PER_WORKER
+    processes.PORTS = range(first, first + _PORTS_PER_WORKER)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares something expensive stays on one worker, and begins first, the longest at the very front."""
+    for item in items:
+        if group := _group_of(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (item.get_closest_marker("engine") is None, _group_of(item) == ""))
+
+
+def _group_of(item: pytest.Item) -> str:
+    """The tests of a real engine, those of one PostgreSQL, or those of a module with things made once for it."""
+    for shared in ("engine", "postgres"):
+        if item.get_closest_marker(shared):
+            return shared
+    fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
+    once = any(fixture.scope == "module" for definitions in fixtures for fixture in definitions)
+    return item.path.stem if once else ""
+
 
 MakeDatabase = Callable[[], Database]
 

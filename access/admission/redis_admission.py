@@ -45,15 +45,19 @@ _encode = msgspec.json.Encoder().encode
 _FAILURES = (RedisError, OSError, TimeoutError)
 
 
-def connect(url: str) -> "Redis":
-    """A client of `redis://…` or `unix://…`: few connections, because Redis does one thing at a time anyway."""
+def connect(url: str, *, timeout_s: float = _TIMEOUT_S, queue_timeout_s: float = _QUEUE_TIMEOUT_S) -> "Redis":
+    """A client of `redis://…` or `unix://…`: few connections, because Redis does one thing at a time anyway.
+
+    An answer, or a new connection, that takes longer than `timeout_s` seconds is an outage, and so is a wait of
+    `queue_timeout_s` for one of the connections.
+    """
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=_CONNECTIONS,
-        timeout=_QUEUE_TIMEOUT_S,
+        timeout=queue_timeout_s,
         decode_responses=True,
-        socket_timeout=_TIMEOUT_S,
-        socket_connect_timeout=_TIMEOUT_S,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
     )
     return Redis.from_pool(pool)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.processes import free_port
 from tests import platform as platforms
 from tests.mock_engine import MockEngine
 
@@ -52,7 +53,7 @@ def test_up_explains_what_is_in_its_way(tmp_path: Path) -> None:
         assert f"port {port}" in run.stderr and "--port" in run.stderr
 
     (tmp_path / "file").write_text("")
-    run = _up("--home", str(tmp_path / "file"), "--port", str(platforms.free_port()))
+    run = _up("--home", str(tmp_path / "file"), "--port", str(free_port()))
     assert run.returncode == 1 and "--home" in run.stderr
 
     run = _up("--port", "70000")
@@ -61,7 +62,7 @@ def test_up_explains_what_is_in_its_way(tmp_path: Path) -> None:
 
 def test_up_refuses_a_second_platform_in_the_same_home(tmp_path: Path) -> None:
     with platforms.running(tmp_path) as platform:
-        run = _up("--home", str(tmp_path), "--port", str(platforms.free_port()))
+        run = _up("--home", str(tmp_path), "--port", str(free_port()))
         assert run.returncode == 1
         assert str(platform.process.pid) in run.stderr
 

@@ -74,7 +74,8 @@ class Driver:
         else:
             from access.admission.redis_admission import RedisAdmission, connect
 
-            self.client = connect(redis_url)
+            # Patient: on a busy machine a slow answer must not pass for an outage, which is another test's subject.
+            self.client = connect(redis_url, timeout_s=60, queue_timeout_s=60)
             self.admission = RedisAdmission(self.book, GATEWAY, self.client)
             self.run(self.client.flushall())
 

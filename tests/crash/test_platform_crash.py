@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from serving.processes import free_port
 from tests import platform as platforms
 from tests.mock_engine import Behaviour, MockEngine
 
@@ -65,7 +66,7 @@ def test_kill_nine_at_random_moments(tmp_path: Path) -> None:
     seed = int(os.environ.get("FAREBOX_TEST_SEED", "20261123"))
     print(f"seed {seed}")
     chance = random.Random(seed)
-    home, port = tmp_path / "home", platforms.free_port()
+    home, port = tmp_path / "home", free_port()
     with MockEngine() as engine:
         engine.default = Behaviour(tokens=4, chunk_delay=0.01)
         platform = platforms.start(home, port)

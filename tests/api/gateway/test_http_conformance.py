@@ -19,6 +19,8 @@ from tests.mock_engine import Behaviour, MockEngine, wait_until
 HOT = "/v1/chat/completions"
 BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "one two three"}]}).encode()
 AUTH = f"Authorization: Bearer {PROJECT_KEY}\r\n"
+LAST = b"GET /last-of-all HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+ANSWER_TO_LAST = b'"instance":"/last-of-all"}'
 
 
 @pytest.fixture
@@ -66,6 +68,26 @@ class Wire:
             pass
         return True
 
+    def finish(self) -> tuple[list[int], bool]:
+        """The statuses of all answers, and whether the gateway closed the connection.
+
+        Open is what still answers one more request: whatever was to come before that has then come, however busy
+        the machine.
+        """
+        closed = self.read(0.05)
+        for _ in range(100):
+            if closed or self.data:
+                break
+            closed = self.read(0.05)
+        if not closed:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.send(LAST)
+            closed = self.read(5)
+        self.socket.close()
+        if self.data.endswith(ANSWER_TO_LAST):
+            return self.statuses()[:-1], False
+        return self.statuses(), closed
+
     def statuses(self) -> list[int]:
         """Of all answers, in order."""
         return [
@@ -82,9 +104,7 @@ def outcome(gateway: RunningGateway, data: bytes, pieces: int = 1) -> tuple[list
             wire.send(data[at : at + size])
             if pieces > 1:
                 time.sleep(0.01)
-    closed = wire.read()
-    wire.socket.close()
-    return wire.statuses(), closed
+    return wire.finish()
 
 
 def bad(head: str, body: bytes = b"") -> bytes:
@@ -172,9 +192,14 @@ def test_odd_and_ordinary_requests_are_served_alike(
 def test_upgrades_are_not_made(gateway: RunningGateway, slow_gateway: RunningGateway) -> None:
     for protocol in ("h2c", "websocket", "nonsense"):
         data = request(headers=f"Connection: upgrade\r\nUpgrade: {protocol}\r\n")
-        fast = outcome(gateway, data)
-        assert fast == outcome(slow_gateway, data)
-        assert 101 not in fast[0]
+        fast, slow = Wire(gateway), Wire(slow_gateway)
+        for wire in (fast, slow):
+            wire.send(data)
+        assert fast.read() == slow.read()
+        assert fast.statuses() == slow.statuses()
+        assert 101 not in fast.statuses()
+        for wire in (fast, slow):
+            wire.socket.close()
     assert served(gateway) == 0
 
 
