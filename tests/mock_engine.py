@@ -128,7 +128,7 @@ class MockEngine:
             self._thread.join(10)
             self._loop = self._thread = None
 
-    def wait_seen(self, count: int, timeout: float = 5.0) -> Seen:
+    def wait_seen(self, count: int, timeout: float = 20.0) -> Seen:
         """The request number `count` (from 1), once it has arrived."""
         wait_until(lambda: len(self.seen) >= count, timeout)
         return self.seen[count - 1]
@@ -412,7 +412,7 @@ def vllm_error(message: str, status: int, param: str | None = None) -> Json:
     return {"message": message, "type": kind, "param": param, "code": status}
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
     """Return once `condition` holds; AssertionError after `timeout` seconds. Blocks: not for event loops."""
     end = time.monotonic() + timeout
     while not condition():

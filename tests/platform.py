@@ -83,7 +83,7 @@ def start(home: Path, port: int | None = None, **settings: str) -> Platform:
     return Platform(f"http://127.0.0.1:{port}", home, process, environ)
 
 
-def await_ready(platform: Platform, timeout: float = 30) -> None:
+def await_ready(platform: Platform, timeout: float = 90) -> None:
     """Until `/readyz` answers 200."""
     give_up = time.monotonic() + timeout
     while time.monotonic() < give_up:
@@ -92,9 +92,8 @@ def await_ready(platform: Platform, timeout: float = 30) -> None:
             urllib.request.urlopen(platform.url + "/readyz", timeout=2).close()
             return
         time.sleep(0.05)
-    raise AssertionError(
-        "not ready in time: " + (platform.home / "logs" / "platform.log").read_text()[-3000:]
-    )
+    log = platform.home / "logs" / "platform.log"
+    raise AssertionError("not ready in time: " + (log.read_text()[-3000:] if log.exists() else "no log"))
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def open_world(home: Path) -> World:
     return World(home, db, SystemClock(), FakeLauncher())
 
 
-async def until(true: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+async def until(true: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
     """Wait for it."""
     deadline = time.monotonic() + timeout_s
     while not true():
