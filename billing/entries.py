@@ -23,6 +23,7 @@ from metering.records import ClosedMinute
 Kind = Literal[
     "usage",
     "endpoint_minute",
+    "correction",  # of a usage event: quantities of any sign
     "adjustment",  # posted in an open minute, for one that is closed
     "invoice",
     "void",
@@ -31,7 +32,7 @@ Kind = Literal[
     "credit_expiry",
     "credit_note",
 ]
-CHARGE_KINDS: tuple[Kind, ...] = ("usage", "endpoint_minute", "adjustment")
+CHARGE_KINDS: tuple[Kind, ...] = ("usage", "endpoint_minute", "correction", "adjustment")
 
 
 @dataclass(frozen=True, slots=True)

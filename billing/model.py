@@ -145,6 +145,24 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class CorrectedAttempt:
+    """What an attempt should have said, and what that changes: items of any sign."""
+
+    event_id: str  # of the correction
+    corrects_id: str
+    reason: str
+    recorded_ms: int
+    billing_minute_ms: int
+    usage: Mapping[str, int]  # the right one
+    items: tuple[Item, ...]
+    held: tuple[str, ...]
+
+    @property
+    def amount_pico(self) -> int:
+        return sum(item.amount_pico for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """What became of a request, and what it cost. The last attempt decides status, usage and time."""
 
@@ -158,6 +176,7 @@ class Receipt:
     stream: bool
     price_version: str  # "" when the model has no price
     attempts: tuple[Attempt, ...]
+    corrections: tuple[CorrectedAttempt, ...] = ()
 
     @property
     def last(self) -> Attempt:
@@ -169,13 +188,17 @@ class Receipt:
 
     @property
     def amount_pico(self) -> int:
-        return sum(attempt.amount_pico for attempt in self.attempts)
+        return sum(item.amount_pico for item in self._items)
 
     @property
     def billed(self) -> dict[str, int]:
-        """Billed quantities by SKU, disjoint, over all attempts."""
+        """Billed quantities by SKU, disjoint, over all attempts as they were corrected."""
         totals = dict.fromkeys(TOKEN_SKUS, 0)
-        for attempt in self.attempts:
-            for item in attempt.items:
-                totals[item.sku] = totals.get(item.sku, 0) + item.quantity
+        for item in self._items:
+            totals[item.sku] = totals.get(item.sku, 0) + item.quantity
         return totals
+
+    @property
+    def _items(self) -> list[Item]:
+        attempts = [item for attempt in self.attempts for item in attempt.items]
+        return attempts + [item for correction in self.corrections for item in correction.items]

@@ -2,9 +2,10 @@
 
 from sqlalchemy import Connection
 
-from billing.model import Attempt, PriceBook, Receipt
+from billing.model import Attempt, CorrectedAttempt, PriceBook, Receipt
 from billing.rate import Prices, rate
 from core.errors import NotFound
+from metering.corrections import StoredCorrection, corrections_of
 from metering.model import Usage
 from metering.records import StoredEvent
 from metering.store import receipt_row
@@ -31,6 +32,7 @@ def receipt(conn: Connection, request_id: str, book: PriceBook) -> Receipt:
         stream=last.stream,
         price_version=price.id if price else "",
         attempts=tuple(_attempt(event, prices) for event in events),
+        corrections=tuple(_corrected(each, last.org_id, prices) for each in corrections_of(conn, request_id)),
     )
 
 
@@ -46,13 +48,7 @@ def _attempt(event: StoredEvent, prices: Prices) -> Attempt:
         deployment_id=event.deployment_id,
         engine_request_id=event.engine_request_id,
         finish_reason=event.finish_reason,
-        usage={
-            "input": event.input,
-            "cached_input": event.cached_input,
-            "output": event.output,
-            "reasoning": event.reasoning,
-            "audio_ms": event.audio_ms,
-        },
+        usage=_counts(usage),
         usage_source=event.usage_source,
         items=tuple(items),
         held=tuple(unpriced),
@@ -61,3 +57,28 @@ def _attempt(event: StoredEvent, prices: Prices) -> Attempt:
         first_byte_ms=event.first_byte_ms,
         ended_ms=event.ended_ms,
     )
+
+
+def _corrected(found: StoredCorrection, org_id: str, prices: Prices) -> CorrectedAttempt:
+    price = prices.at(org_id, found.model_id, found.service_minute_ms)
+    items, unpriced = rate(found.quantities, price)
+    return CorrectedAttempt(
+        event_id=found.event_id,
+        corrects_id=found.corrects_id,
+        reason=found.reason,
+        recorded_ms=found.recorded_ms,
+        billing_minute_ms=found.billing_minute_ms,
+        usage=_counts(found.usage),
+        items=tuple(items),
+        held=tuple(unpriced),
+    )
+
+
+def _counts(usage: Usage) -> dict[str, int]:
+    return {
+        "input": usage.input,
+        "cached_input": usage.cached_input,
+        "output": usage.output,
+        "reasoning": usage.reasoning,
+        "audio_ms": usage.audio_ms,
+    }

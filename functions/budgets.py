@@ -15,9 +15,10 @@ from billing.rate import Prices, rate
 from billing.receipts import UNBILLED
 from core.changes import forget_changes
 from metering.endpoint_minutes import EndpointLife
-from metering.model import Usage, UsageEvent
+from metering.intake import Corrected
+from metering.model import CALL_SKUS, Usage, UsageEvent
 from metering.records import ENDPOINT_MINUTE_SKU
-from metering.tables import endpoint_minutes, usage_events
+from metering.tables import endpoint_minutes, usage_corrections, usage_events
 
 _ANNOUNCE_EVERY_MS = 1000
 _FORGET_EVERY_MS = 3_600_000
@@ -44,6 +45,26 @@ class BudgetKeeper:
         # those that it does not know: of a gateway that was killed.
         unknown = any(event.status == "interrupted" for event in events)
         if moved and (unknown or abs(now_ms - self._announced_ms) >= _ANNOUNCE_EVERY_MS):
+            self._announce(connection, now_ms)
+
+    def charge_corrections(
+        self, connection: Connection, corrections: Sequence[Corrected], now_ms: int
+    ) -> None:
+        """These corrections are being recorded; they count where the corrected call did, and may lower what is spent."""
+        if not corrections or not any_budget(connection):
+            return
+        prices = Prices(connection, self._book)
+        charges = [
+            Charge(
+                each.at_ms,
+                each.org_id,
+                each.project_id,
+                each.key_id,
+                _cost(each.quantities, each.org_id, each.model_id, each.at_ms, prices),
+            )
+            for each in corrections
+        ]
+        if charge(connection, charges, now_ms):
             self._announce(connection, now_ms)
 
     def charge_minutes(
@@ -97,10 +118,14 @@ class BudgetKeeper:
             int(row.minutes) * _minute_cost(prices, org_id, row.model_id, row.service_minute_ms)
             for row in _minutes_since(connection, scope_id, org_id, start_ms)
         )
-        return calls + minutes
+        corrected = sum(
+            _cost(_differences(row), org_id, row.model_id, row.service_minute_ms, prices)
+            for row in _corrections_since(connection, scope_id, org_id, start_ms)
+        )
+        return max(0, calls + minutes + corrected)
 
 
-def _cost(quantities: dict[str, int], org_id: str, model_id: str, at_ms: int, prices: Prices) -> int:
+def _cost(quantities: Mapping[str, int], org_id: str, model_id: str, at_ms: int, prices: Prices) -> int:
     """Exact; what has no price costs nothing until it has one (billing holds it, with an alarm)."""
     items, _ = rate(quantities, prices.at(org_id, model_id, at_ms))
     return sum(item.amount_pico for item in items)
@@ -139,6 +164,29 @@ def _usage_since(
 def _quantities(row: Row[tuple[object, ...]]) -> dict[str, int]:
     usage = Usage(int(row.input), int(row.cached_input), int(row.output))
     return usage.billable() | {"audio_second": int(row.audio_second)}
+
+
+def _corrections_since(
+    connection: Connection, scope_id: str, org_id: str, start_ms: int
+) -> Iterable[Row[tuple[object, ...]]]:
+    table = usage_corrections
+    return connection.execute(
+        select(
+            table.c.model_id,
+            table.c.service_minute_ms,
+            *(func.sum(table.c[sku]).label(sku) for sku in CALL_SKUS),
+        )
+        .where(
+            table.c.org_id == org_id,
+            table.c.service_minute_ms >= start_ms,
+            or_(table.c.org_id == scope_id, table.c.project_id == scope_id, table.c.key_id == scope_id),
+        )
+        .group_by(table.c.model_id, table.c.service_minute_ms)
+    )
+
+
+def _differences(row: Row[tuple[object, ...]]) -> dict[str, int]:
+    return {sku: int(getattr(row, sku)) for sku in CALL_SKUS}
 
 
 def _minutes_since(

@@ -14,9 +14,9 @@ from sqlalchemy import ColumnElement, Connection, case, func, insert, select, un
 from core.clock import MINUTE_MS, minute_floor
 from metering.ingest import digest
 from metering.model import CALL_SKUS
-from metering.records import ENDPOINT_MINUTE_SKU, ClosedMinute
+from metering.records import ENDPOINT_MINUTE_SKU, ClosedMinute, MinuteKind
 from metering.store import first_open_minute, lock_first_open_minute, set_first_open_minute
-from metering.tables import AUDIO_SECONDS, endpoint_minutes, usage_events, usage_minutes
+from metering.tables import AUDIO_SECONDS, endpoint_minutes, usage_corrections, usage_events, usage_minutes
 
 MAX_MINUTES = 60  # closed in one transaction
 _KEY = ("billing_minute_ms", "service_minute_ms", "org_id", "project_id", "key_id", "endpoint_id", "model_id")
@@ -39,7 +39,7 @@ def close_minutes(conn: Connection, now_ms: int, lateness_ms: int) -> list[Close
     rows = _aggregate(conn, start, end, org_id=None)
     if rows:
         conn.execute(insert(usage_minutes), [{**row, "closed_ms": now_ms} for row in rows])
-    closed = [_usage_minute(row) for row in rows] + _endpoint_minutes(conn, start, end, org_id=None)
+    closed = [_usage_minute(row) for row in rows] + _single_minutes(conn, start, end, org_id=None)
     set_first_open_minute(conn, end)
     return closed
 
@@ -57,7 +57,7 @@ def open_minutes(
     if start >= end_ms:
         return []
     rows = _aggregate(conn, start, end_ms, org_id=org_id)
-    return [_usage_minute(row) for row in rows] + _endpoint_minutes(conn, start, end_ms, org_id=org_id)
+    return [_usage_minute(row) for row in rows] + _single_minutes(conn, start, end_ms, org_id=org_id)
 
 
 def stamp(minute_ms: int) -> str:
@@ -74,7 +74,7 @@ def _first_minute_with_rows(conn: Connection, start: int, end: int) -> int | Non
         select(func.min(table.c.billing_minute_ms).label("first")).where(
             table.c.billing_minute_ms >= start, table.c.billing_minute_ms < end
         )
-        for table in (usage_events, endpoint_minutes)
+        for table in (usage_events, endpoint_minutes, usage_corrections)
     ]
     firsts = [first for first in conn.execute(union_all(*parts)).scalars() if first is not None]
     return min(firsts) if firsts else None
@@ -117,10 +117,10 @@ def minute_id(key: Sequence[object]) -> str:
     return f"usage/{stamp(int(str(key[0])))}/{digest(chr(0).join(map(str, key)).encode())}"
 
 
-def _usage_minute(row: Mapping[str, Any]) -> ClosedMinute:
+def _usage_minute(row: Mapping[str, Any], kind: MinuteKind = "usage") -> ClosedMinute:
     return ClosedMinute(
         id=row["id"],
-        kind="usage",
+        kind=kind,
         billing_minute_ms=row["billing_minute_ms"],
         service_minute_ms=row["service_minute_ms"],
         org_id=row["org_id"],
@@ -130,6 +130,20 @@ def _usage_minute(row: Mapping[str, Any]) -> ClosedMinute:
         model_id=row["model_id"],
         quantities={sku: row[sku] for sku in CALL_SKUS},
     )
+
+
+def _single_minutes(conn: Connection, start: int, end: int, org_id: str | None) -> list[ClosedMinute]:
+    """What is not aggregated: endpoint minutes, and each correction as a minute of its own."""
+    return _endpoint_minutes(conn, start, end, org_id) + _corrections(conn, start, end, org_id)
+
+
+def _corrections(conn: Connection, start: int, end: int, org_id: str | None) -> list[ClosedMinute]:
+    table = usage_corrections
+    query = select(table).where(table.c.billing_minute_ms >= start, table.c.billing_minute_ms < end)
+    if org_id is not None:
+        query = query.where(table.c.org_id == org_id)
+    rows = conn.execute(query.order_by(table.c.billing_minute_ms, table.c.minute_id)).mappings()
+    return [_usage_minute({**row, "id": row["minute_id"]}, "correction") for row in rows]
 
 
 def _endpoint_minutes(conn: Connection, start: int, end: int, org_id: str | None) -> list[ClosedMinute]:

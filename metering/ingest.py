@@ -6,7 +6,7 @@ import msgspec
 
 from core.clock import iso
 from core.errors import Invalid
-from metering.model import USAGE_EVENT_TYPE, UsageEvent
+from metering.model import USAGE_EVENT_TYPE, Usage, UsageEvent
 from wire.cloudevents import MAX_EVENT_BYTES, decode_event
 
 MAX_COUNT = 10**12  # tokens in one event: far beyond any context; millions of such still sum in 64 bits
@@ -126,7 +126,7 @@ def _examined(payload: bytes, source: str) -> Accepted | Poison:
         if envelope.type != USAGE_EVENT_TYPE:
             raise Invalid(f"unknown event type {envelope.type!r}", param="type")
         event = _decoder.decode(envelope.data)
-        _check(event, envelope.id, envelope.time_ms, envelope.subject)
+        check_usage(event, envelope.id, envelope.time_ms, envelope.subject)
     except Invalid as error:
         where = f"{error.param}: " if error.param else ""
         return Poison(event_id, digest(payload), where + error.message)
@@ -135,7 +135,8 @@ def _examined(payload: bytes, source: str) -> Accepted | Poison:
     return Accepted(source, event, payload_hash(event))
 
 
-def _check(event: UsageEvent, event_id: str, time_ms: int, subject: str) -> None:
+def check_usage(event: UsageEvent, event_id: str, time_ms: int, subject: str) -> None:
+    """Invalid when a usage event contradicts its envelope or itself."""
     if event.event_id != event_id:
         raise Invalid(f"is {event_id!r}, but the data is of {event.event_id!r}", param="id")
     if event.ended_ms != time_ms:
@@ -152,7 +153,11 @@ def _check(event: UsageEvent, event_id: str, time_ms: int, subject: str) -> None
         raise Invalid(f"expected 1 to {MAX_ATTEMPT}, got {event.attempt}", param="data.attempt")
     if not 0 <= event.http_status <= 999:
         raise Invalid(f"{event.http_status} is no HTTP status", param="data.http_status")
-    usage = event.usage
+    check_counts(event.usage)
+
+
+def check_counts(usage: Usage) -> None:
+    """Invalid for counts that are out of bounds or contradict each other."""
     for name in ("input", "cached_input", "output", "reasoning", "audio_ms"):
         count = getattr(usage, name)
         if not 0 <= count <= MAX_COUNT:

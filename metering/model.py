@@ -23,6 +23,7 @@ UsageSource = Literal["engine", "estimated", "none"]
 
 USAGE_EVENT_TYPE = "ai.farebox.usage.v1"
 ENDPOINT_MINUTE_TYPE = "ai.farebox.endpoint.minute.v1"
+CORRECTION_TYPE = "ai.farebox.usage.correction.v1"
 CALL_SKUS = ("input", "cached_input", "output", "audio_second")  # what a call can use
 
 
@@ -76,3 +77,27 @@ class UsageEvent(msgspec.Struct, frozen=True, gc=False):
     def event_id(self) -> str:
         """CloudEvents `id`: the request id, with the attempt's number from the second attempt on."""
         return self.request_id if self.attempt == 1 else f"{self.request_id}:{self.attempt}"
+
+
+class EndpointMinute(msgspec.Struct, frozen=True):
+    """One UTC minute in which an endpoint existed. Its `time` is the minute's start."""
+
+    org_id: str
+    project_id: str
+    endpoint_id: str
+    model_id: str
+    sku: str
+
+    def event_id(self, minute: str) -> str:
+        """CloudEvents `id`, with the minute as `20261123T1201Z`."""
+        return f"{self.endpoint_id}/{minute}/{self.sku}"
+
+
+class Correction(msgspec.Struct, frozen=True):
+    """What a usage event should have said. Absolute, so that sending it twice changes nothing more."""
+
+    org_id: str  # of the corrected event
+    corrects_source: str
+    corrects_id: str
+    usage: Usage
+    reason: str

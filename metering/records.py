@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 QuarantineKind = Literal["poison", "conflict", "corrupt"]
-MinuteKind = Literal["usage", "endpoint_minute"]
+MinuteKind = Literal["usage", "endpoint_minute", "correction"]
 
 GROUPS = ("day", "model", "endpoint", "key", "sku", "project")
 ENDPOINT_MINUTE_SKU = "endpoint_minute"
@@ -58,8 +58,8 @@ class StoredEvent:
 class ClosedMinute:
     """Quantities of one minute that are rated together: of one key at one endpoint, or of one endpoint.
 
-    `quantities` are disjoint and billable. A minute that is still open has the same shape, so that a preview
-    rates it the same way.
+    `quantities` are disjoint and billable, and negative only in a correction. A minute that is still open has
+    the same shape, so that a preview rates it the same way.
     """
 
     id: str
@@ -72,6 +72,10 @@ class ClosedMinute:
     endpoint_id: str
     model_id: str
     quantities: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        signed = self.kind == "correction"
+        assert signed or all(quantity >= 0 for quantity in self.quantities.values()), self
 
 
 @dataclass(frozen=True, slots=True)

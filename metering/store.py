@@ -243,6 +243,7 @@ class QuarantineRow:
     payload_hash: str
     reason: str
     payload: str
+    org_id: str = ""
 
 
 def put_in_quarantine(conn: Connection, rows: Sequence[QuarantineRow], now_ms: int) -> None:
@@ -260,6 +261,7 @@ def put_in_quarantine(conn: Connection, rows: Sequence[QuarantineRow], now_ms: i
                 # PostgreSQL's text cannot hold NUL.
                 "payload": row.payload.replace("\x00", "\\u0000"),
                 "recorded_ms": now_ms,
+                "org_id": row.org_id,
             }
             for row in rows
         ],

@@ -14,6 +14,7 @@ from metering.tables import (
     FIRST_OPEN_MINUTE,
     endpoint_minutes,
     metering_state,
+    usage_corrections,
     usage_events,
     usage_minutes,
 )
@@ -73,11 +74,14 @@ def _queries(
         return query.group_by(*keys) if keys else query
 
     closed = [func.sum(usage_minutes.c[name]) for name in _COUNTS[:-1]]
+    # Differences; the attempts were counted when they happened.
+    corrected = [func.sum(usage_corrections.c[name]) for name in (*CALL_SKUS, "reasoning")]
     minutes: list[ColumnElement[int]] = [literal(0) for _ in _COUNTS[:-1]]
     return [
         narrowed(usage_minutes, [*closed, literal(0)], start_ms, min(end_ms, first_open)),
         narrowed(usage_events, [*_open_counts(), literal(0)], max(start_ms, first_open), end_ms),
         narrowed(endpoint_minutes, [*minutes, func.count()], start_ms, end_ms),
+        narrowed(usage_corrections, [*corrected, literal(0), literal(0), literal(0)], start_ms, end_ms),
     ]
 
 

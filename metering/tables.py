@@ -137,7 +137,49 @@ journal_progress = Table(
     Column("noted_ms", BigInteger, nullable=False),
 )
 
-# Events that cannot be taken in, kept with the reason: never dropped.
+# Corrections of usage events, which themselves are never edited: what the right usage is, and by how much that
+# differs from what stood before. Billed in the first open minute, at the price of the corrected service minute.
+usage_corrections = Table(
+    "usage_corrections",
+    metadata,
+    Column("row_id", _AUTO, primary_key=True, autoincrement=True),
+    Column("minute_id", Text, nullable=False, unique=True),  # names it in the ledger
+    Column("source", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("payload_hash", Text, nullable=False),
+    Column("recorded_ms", BigInteger, nullable=False),
+    Column("corrects_source", Text, nullable=False),
+    Column("corrects_id", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    # Of the corrected event.
+    Column("service_minute_ms", BigInteger, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("org_id", Text, nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("endpoint_id", Text, nullable=False),
+    Column("model_id", Text, nullable=False),
+    Column("billing_minute_ms", BigInteger, nullable=False),
+    # The right usage, as an engine reports it.
+    Column("right_input", BigInteger, nullable=False),
+    Column("right_cached_input", BigInteger, nullable=False),
+    Column("right_output", BigInteger, nullable=False),
+    Column("right_reasoning", BigInteger, nullable=False),
+    Column("right_audio_ms", BigInteger, nullable=False),
+    # Billable, disjoint differences to what stood before; any sign.
+    Column("input", BigInteger, nullable=False),
+    Column("cached_input", BigInteger, nullable=False),
+    Column("output", BigInteger, nullable=False),
+    Column("reasoning", BigInteger, nullable=False),
+    Column("audio_second", BigInteger, nullable=False),
+    UniqueConstraint("source", "event_id"),
+    Index("ix_usage_corrections_corrects_source_corrects_id", "corrects_source", "corrects_id"),
+    Index("ix_usage_corrections_request_id", "request_id"),
+    Index("ix_usage_corrections_billing_minute_ms_org_id", "billing_minute_ms", "org_id"),
+    Index("ix_usage_corrections_org_id_billing_minute_ms", "org_id", "billing_minute_ms"),
+)
+
+# Events that cannot be taken in, kept with the reason: never deleted. `open` until somebody decides.
 quarantine = Table(
     "quarantine",
     metadata,
@@ -149,7 +191,11 @@ quarantine = Table(
     Column("reason", Text, nullable=False),
     Column("payload", Text, nullable=False),
     Column("recorded_ms", BigInteger, nullable=False),
+    Column("org_id", Text, nullable=False, server_default=""),  # "": it does not say, or nobody believes it
+    Column("state", Text, nullable=False, server_default="open"),  # open | replayed | dropped
+    Column("resolved_ms", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("source", "event_id", "payload_hash"),
+    Index("ix_quarantine_state_org_id", "state", "org_id"),
 )
 
 alarms = Table(

@@ -3,11 +3,20 @@
 import access.tables
 import billing.tables
 import catalog.tables
+import core.audit
 import core.changes
 import metering.tables
 import serving.tables
 from core.database import metadata
 
-TABLES = (access.tables, billing.tables, catalog.tables, core.changes, metering.tables, serving.tables)
+TABLES = (
+    access.tables,
+    billing.tables,
+    catalog.tables,
+    core.audit,
+    core.changes,
+    metering.tables,
+    serving.tables,
+)
 
 __all__ = ["metadata"]

@@ -87,10 +87,13 @@ def endpoint_lives(connection: Connection, *, alive_after_ms: int = 0) -> list[E
         .where(endpoints.c.deleted_ms.is_(None) | (endpoints.c.deleted_ms >= alive_after_ms))
         .order_by(endpoints.c.id)
     )
-    return [
-        EndpointLifeRow(e.id, e.org_id, e.project_id, e.model_id, e.created_ms, e.deleted_ms, e.name)
-        for e in connection.execute(query)
-    ]
+    return [_life(row) for row in connection.execute(query)]
+
+
+def find_life(connection: Connection, endpoint_id: str) -> EndpointLifeRow | None:
+    """When the endpoint with that id existed, also of one that is gone; None: it never did."""
+    row = connection.execute(select(endpoints).where(endpoints.c.id == endpoint_id)).first()
+    return None if row is None else _life(row)
 
 
 def endpoint_names(connection: Connection, ids: Collection[str]) -> dict[str, str]:
@@ -279,6 +282,12 @@ def _endpoint(row: Row[Any]) -> Endpoint:
         tags=json.loads(row.tags),
         created_ms=row.created_ms,
         deleted_ms=row.deleted_ms,
+    )
+
+
+def _life(row: Row[Any]) -> EndpointLifeRow:
+    return EndpointLifeRow(
+        row.id, row.org_id, row.project_id, row.model_id, row.created_ms, row.deleted_ms, row.name
     )
 
 

@@ -17,13 +17,22 @@ from sqlalchemy import create_engine, text
 import access.tables
 import billing.tables
 import catalog.tables
+import core.audit
 import core.changes
 import metering.tables
 import serving.tables
 from core.database import Database, metadata, open_database
 from serving import processes
 
-TABLES = (access.tables, billing.tables, catalog.tables, core.changes, metering.tables, serving.tables)
+TABLES = (
+    access.tables,
+    billing.tables,
+    catalog.tables,
+    core.audit,
+    core.changes,
+    metering.tables,
+    serving.tables,
+)
 
 # A busy machine is no reason to fail: how long an example takes says nothing here.
 settings.register_profile(

@@ -97,7 +97,7 @@ def decode_event(raw: bytes) -> CloudEvent:
         event.id,
         event.source,
         event.type,
-        _time_ms(event.time),
+        time_ms_of(event.time),
         event.subject,
         event.partitionkey,
         None if event.sequence is None else int(event.sequence),
@@ -105,7 +105,8 @@ def decode_event(raw: bytes) -> CloudEvent:
     )
 
 
-def _time_ms(text: str) -> int:
+def time_ms_of(text: str) -> int:
+    """Epoch milliseconds of the attribute `time`; Invalid for what is no RFC 3339 instant with an offset."""
     if not _TIME.fullmatch(text):
         raise Invalid(f"expected a time such as 2026-11-23T12:00:00.000Z, got {text!r}", param="time")
     try:

@@ -248,7 +248,8 @@ def _charged(stored: StoredBudget, charges: Iterable[Charge]) -> StoredBudget:
         if of_charge > window_ms:
             window_ms, spent_pico = of_charge, 0
         if of_charge == window_ms:
-            spent_pico += each.amount_pico
+            # A correction may lower what was charged before this budget began to count.
+            spent_pico = max(0, spent_pico + each.amount_pico)
     return replace(stored, window_ms=window_ms, spent_pico=spent_pico)
 
 

@@ -58,6 +58,14 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("GET", "/api/budgets/{budget_id}"): ADMIN,
     ("PATCH", "/api/budgets/{budget_id}"): ADMIN,
     ("DELETE", "/api/budgets/{budget_id}"): ADMIN,
+    ("POST", "/api/events"): PROJECT,
+    ("GET", "/api/events/schemas"): ANY_KEY,
+    ("GET", "/api/events/schemas/{event_type}"): ANY_KEY,
+    ("GET", "/api/quarantine"): ADMIN,
+    ("GET", "/api/quarantine/{entry_id}"): ADMIN,
+    ("POST", "/api/quarantine/{entry_id}/replay"): ADMIN,
+    ("POST", "/api/quarantine/{entry_id}/drop"): ADMIN,
+    ("GET", "/api/audit"): ADMIN,
 }
 
 _HELD: Final[Mapping[KeyKind, str]] = {

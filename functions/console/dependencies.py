@@ -13,6 +13,7 @@ from core.clock import Clock
 from core.database import Database
 from core.settings import Settings
 from functions.budgets import BudgetKeeper, HeldReports
+from functions.event_intake import EventIntake
 from serving.model import LiveStatus
 
 
@@ -40,6 +41,11 @@ class ConsoleDependencies:
     catch_up: Callable[[], None]
     keeper: BudgetKeeper = field(default_factory=lambda: BudgetKeeper(price_book))
     held: HeldReports = field(default_factory=HeldReports)
+
+    @property
+    def intake(self) -> EventIntake:
+        """Where events of other meters go."""
+        return EventIntake(self.db, self.keeper)
 
     def report_held(self, gateway: str, held: dict[str, int]) -> None:
         """From a gateway: what calls in flight hold of budgets."""

@@ -5,15 +5,18 @@ from fastapi.security import HTTPBearer
 
 from functions.api_page import install_api_page
 from functions.console import (
+    audit,
     budgets,
     deployments,
     endpoints,
+    events,
     invoices,
     keys,
     limits,
     models,
     organizations,
     prices,
+    quarantine,
     usage,
 )
 from functions.console.dependencies import ConsoleDependencies
@@ -57,7 +60,21 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
         responses={status: {"model": Problem, "description": why} for status, why in _REFUSALS.items()},
     )
     app.state.dependencies = deps
-    groups = (organizations, keys, models, prices, endpoints, deployments, usage, invoices, limits, budgets)
+    groups = (
+        organizations,
+        keys,
+        models,
+        prices,
+        endpoints,
+        deployments,
+        usage,
+        invoices,
+        limits,
+        budgets,
+        events,
+        quarantine,
+        audit,
+    )
     for group in groups:
         app.include_router(group.router)
     app.state.routes = [route for group in groups for route in group.router.routes]

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request, Response, status
+from fastapi import Query, Request, Response, status
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
@@ -17,7 +17,7 @@ from core.clock import iso
 from core.errors import BadRequest, Conflict
 from functions.console.dependencies import Caller, Deps
 from functions.console.routing import console_router
-from functions.console.shapes import After, Limit, Page, iso_or_none, page
+from functions.console.shapes import After, Limit, Page, RawBody, iso_or_none, page
 from serving.store import model_in_use
 
 router = console_router("models")
@@ -99,10 +99,6 @@ class PutModelOut(BaseModel):
     model: ModelOut
 
 
-async def _raw_body(request: Request) -> bytes:
-    return await request.body()
-
-
 @router.post(
     "/models",
     summary="Add or change a model",
@@ -113,7 +109,7 @@ async def _raw_body(request: Request) -> bytes:
 def put_model(
     request: Request,
     response: Response,
-    body: Annotated[bytes, Depends(_raw_body)],
+    body: RawBody,
     caller: Caller,
     deps: Deps,
 ) -> PutModelOut:

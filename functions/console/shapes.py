@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Query
+from fastapi import Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -69,6 +69,13 @@ class Problem(BaseModel):
     param: str | None = None
     errors: list[dict[str, Any]] | None = None
 
+
+async def _raw_body(request: Request) -> bytes:
+    return await request.body()
+
+
+RawBody = Annotated[bytes, Depends(_raw_body)]
+"""The body as it came, for what is no plain JSON resource."""
 
 Text = Annotated[str, Field(max_length=1000)]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="How many entries at most.")]

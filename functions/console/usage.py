@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from access import store as access_store
 from access.model import Organization, Principal
-from billing.model import Attempt, Receipt
+from billing.model import Attempt, CorrectedAttempt, Receipt
 from billing.receipts import receipt
 from catalog import price_book
 from core.clock import iso
@@ -88,6 +88,19 @@ class AttemptOut(BaseModel):
     ended_at: str | None
 
 
+class CorrectionOut(BaseModel):
+    """A correction of an attempt: billed as a difference, in the minute that was open when it came."""
+
+    id: str
+    corrects: str = Field(description="The attempt's event id.")
+    reason: str
+    usage: TokenCounts = Field(description="What the attempt used in truth.")
+    cost_usd: str = Field(description="The difference; below zero when the attempt was billed too high.")
+    unpriced: list[str]
+    recorded_at: str
+    billed_at: str
+
+
 class ReceiptOut(BaseModel):
     """What a call used and cost, to the last digit."""
 
@@ -110,6 +123,7 @@ class ReceiptOut(BaseModel):
     price_version: str | None
     cost_usd: str = Field(examples=["0.00000615"])
     attempts: list[AttemptOut]
+    corrections: list[CorrectionOut] = []
 
 
 @router.get("/usage", summary="Summarize usage")
@@ -262,6 +276,20 @@ def _receipt(found: Receipt, organization: Organization, project: str, endpoint:
         price_version=found.price_version or None,
         cost_usd=format_pico(found.amount_pico),
         attempts=[_attempt(attempt) for attempt in found.attempts],
+        corrections=[_correction(each) for each in found.corrections],
+    )
+
+
+def _correction(found: CorrectedAttempt) -> CorrectionOut:
+    return CorrectionOut(
+        id=found.event_id,
+        corrects=found.corrects_id,
+        reason=found.reason,
+        usage=TokenCounts(**found.usage),
+        cost_usd=format_pico(found.amount_pico),
+        unpriced=list(found.held),
+        recorded_at=iso(found.recorded_ms),
+        billed_at=iso(found.billing_minute_ms),
     )
 
 

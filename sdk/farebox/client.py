@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 from farebox.chat import Chat
 from farebox.config import resolve
 from farebox.errors import FareboxAPIError
+from farebox.event_resources import AuditLog, Events, Quarantine
 from farebox.price_resources import Prices
 from farebox.resources import (
     Budgets,
@@ -57,6 +58,9 @@ class Client:
         self.limits = LimitsOf(self._transport)
         self.budgets = Budgets(self._transport)
         self.prices = Prices(self._transport)
+        self.events = Events(self._transport)
+        self.quarantine = Quarantine(self._transport)
+        self.audit = AuditLog(self._transport)
         self.chat = Chat(self._transport)
 
     def status(self) -> Status:

@@ -1,5 +1,6 @@
 """What the classes of the API's collections share."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from farebox.errors import FareboxAPIError
@@ -15,12 +16,15 @@ class Resource:
         self._transport = transport
 
     def _all(self, path: str, **params: Any) -> list[Any]:
-        rows: list[Any] = []
+        return list(self._pages(path, **params))
+
+    def _pages(self, path: str, **params: Any) -> Iterator[Any]:
+        """Every row of a list, page after page, as it is asked for."""
         for _ in range(_PAGES_MAX):
             page = self._transport.json("GET", path, params=params)
-            rows += rows_of(page, path)
+            yield from rows_of(page, path)
             if not page.get("next"):
-                return rows
+                return
             params["after"] = page["next"]
         raise FareboxAPIError(
             200, "unexpected_answer", f"the list at {path} has more than {_PAGES_MAX} pages"

@@ -320,6 +320,64 @@ class Budget(TypedDict):
     created_at: str
 
 
+class EventAnswer(TypedDict):
+    """What became of one event; `refused`: nothing was kept of it."""
+
+    index: int
+    id: str
+    source: str
+    status: Literal["new", "duplicate", "quarantined", "refused"]
+    param: str | None
+    reason: str | None
+    quarantine_id: str | None
+
+
+class EventAnswers(TypedDict):
+    """Counts, and one answer for each event in the order sent."""
+
+    new: int
+    duplicate: int
+    quarantined: int
+    refused: int
+    data: list[EventAnswer]
+
+
+class EventType(TypedDict):
+    type: str
+    direction: Literal["in", "out"]
+    description: str
+    schema_url: str
+
+
+class QuarantineEntry(TypedDict):
+    """An event that could not be taken in. `event` and `payload` only when one is shown, `outcome` of a replay."""
+
+    id: str
+    kind: Literal["poison", "conflict", "corrupt"]
+    state: Literal["open", "replayed", "dropped"]
+    source: str
+    event_id: str
+    reason: str
+    organization_id: str | None
+    received_at: str
+    resolved_at: str | None
+    event: NotRequired[dict[str, Any] | None]
+    payload: NotRequired[str]
+    outcome: NotRequired[Literal["new", "duplicate"]]
+
+
+class AuditLine(TypedDict):
+    """Who did what to what."""
+
+    id: str
+    at: str
+    actor: str
+    action: str
+    object: str
+    organization_id: str | None
+    detail: dict[str, Any]
+
+
 class UsageReport(TypedDict):
     """Quantities of [start, end); the members of a row depend on the grouping."""
 

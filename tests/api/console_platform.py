@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import farebox
+import httpx
+from click.testing import CliRunner, Result
+from farebox.cli.framework import State
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -37,6 +41,22 @@ prices: {input: "0.01"}
 """
 
 
+class ConsoleTransport(httpx.BaseTransport):
+    """The published client's requests, straight into the console."""
+
+    def __init__(self, client: TestClient) -> None:
+        self._client = client
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        headers = {name: value for name, value in request.headers.items() if name != "content-length"}
+        answer = self._client.request(
+            request.method, str(request.url), content=request.read(), headers=headers
+        )
+        return httpx.Response(
+            answer.status_code, headers=list(answer.headers.items()), content=answer.content
+        )
+
+
 class QuietRuntime:
     """Knows what it was told, starts nothing."""
 
@@ -66,6 +86,15 @@ class ConsolePlatform:
     def as_key(self, key: str) -> dict[str, str]:
         """Headers of a request with another key."""
         return {"authorization": f"Bearer {key}"}
+
+    def sdk(self) -> farebox.Client:
+        """The published client with the admin key."""
+        transport = ConsoleTransport(self.client)
+        return farebox.Client("http://farebox.test:8080", self.admin_key, http_transport=transport)
+
+    def cli(self, group: Any, *arguments: str, output: str = "json") -> Result:
+        """A command of the command line."""
+        return CliRunner().invoke(group, arguments, obj=State(output=output, _client=self.sdk()))
 
     def post(self, path: str, **body: Any) -> Any:
         """A POST that must succeed; its answer."""

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import farebox
-from farebox.cli import billing, chat, endpoints, limits, models, organizations, platform, prices
+from farebox.cli import billing, chat, endpoints, events, limits, models, organizations, platform, prices
 from farebox.cli.framework import (
     ENVIRONMENT,
     EXIT_BROKEN_PIPE,
@@ -206,6 +206,9 @@ for _command in (
     billing.invoice,
     limits.limit,
     limits.budget,
+    events.event,
+    events.quarantine,
+    events.audit,
     completion,
     version,
 ):
