@@ -1,5 +1,6 @@
 """What goes to which worker, and databases: SQLite and a real PostgreSQL (from a wheel), empty for every test."""
 
+import fcntl
 import functools
 import os
 import shutil
@@ -55,21 +56,36 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares something expensive stays on one worker, and begins first, the longest at the very front."""
+    """What shares something expensive stays on one worker and begins first, the longest at the very front."""
     for item in items:
         if group := _group_of(item):
             item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: (item.get_closest_marker("engine") is None, _group_of(item) == ""))
+    items.sort(key=lambda item: _ORDER.get(_group_of(item), 1))
+
+
+_ORDER = {"engine": 0, "": 2, "timing": 3}
 
 
 def _group_of(item: pytest.Item) -> str:
     """The tests of a real engine, those of one PostgreSQL, or those of a module with things made once for it."""
-    for shared in ("engine", "postgres"):
+    for shared in ("timing", "engine", "postgres"):
         if item.get_closest_marker(shared):
             return shared
     fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
     once = any(fixture.scope == "module" for definitions in fixtures for fixture in definitions)
     return item.path.stem if once else ""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that measures time runs while no other worker's does; waiting for that does not count as its own time."""
+    alone = item.get_closest_marker("timing") is not None
+    folder = Path(__file__).parent  # two files of it serve as locks: every worker has them
+    with (folder / "__init__.py").open() as turn, (folder / "conftest.py").open() as running:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # whoever waits to be alone lets nobody else begin
+        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        return (yield)
 
 
 MakeDatabase = Callable[[], Database]

@@ -39,6 +39,7 @@ def call(platform: Platform, key: str, count: int = 1) -> int:
     return 200
 
 
+@pytest.mark.timing
 def test_limits_and_budgets_set_by_command_hold(tmp_path: Path) -> None:
     with MockEngine() as engine, running(tmp_path / "home") as platform:
         key, key_id = prepare(platform, engine)

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from core.errors import NotFound, RateLimited
@@ -96,6 +97,7 @@ def test_labels_are_quoted() -> None:
     assert family.samples[0].labels == {"name": odd}
 
 
+@pytest.mark.timing
 def test_counting_a_call_costs_little() -> None:
     metrics, event = Metrics(), call()
     best = min(_seconds(metrics, event) for _ in range(5))

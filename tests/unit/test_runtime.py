@@ -62,6 +62,7 @@ async def test_one_start_for_fifty_callers(world: World, tmp_path: Path) -> None
     assert route.urls == (answers[0].url,)
 
 
+@pytest.mark.timing
 async def test_waking_adds_little_to_the_servers_own_start(world: World) -> None:
     world.launcher.options = ["--start-delay", "0.5"]
     endpoint, runtime = world.endpoint(), world.runtime(poll=200)
@@ -70,6 +71,7 @@ async def test_waking_adds_little_to_the_servers_own_start(world: World) -> None
     assert time.monotonic() - began < 0.5 + 1.0 + 0.3, "the last is Python's own start"
 
 
+@pytest.mark.timing
 async def test_a_caller_who_cannot_wait_hears_when_to_come_back(world: World) -> None:
     world.launcher.options = ["--start-delay", "0.6"]
     endpoint, runtime = world.endpoint(), world.runtime(usual_start=30_000)
@@ -313,6 +315,7 @@ async def test_no_engine_and_no_program(world: World) -> None:
     assert "/nowhere/python" in status.reason
 
 
+@pytest.mark.timing
 async def test_preparations_are_shown_and_can_be_stopped(world: World) -> None:
     def prepare(report: object) -> None:
         assert callable(report)

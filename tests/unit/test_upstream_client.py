@@ -259,6 +259,7 @@ async def test_a_key_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
             request_head(target_of("http://h"), "embeddings", 2, route=route, attempt_id="a")
 
 
+@pytest.mark.timing
 async def test_deadlines() -> None:
     class Late:
         deadline = 0.0

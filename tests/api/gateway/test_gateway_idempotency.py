@@ -154,6 +154,7 @@ async def test_outcomes_are_forgotten_after_a_day() -> None:
     assert running is not None
 
 
+@pytest.mark.timing
 def test_replays_are_quick(gateway: RunningGateway, engine: MockEngine) -> None:
     engine.default = Behaviour(tokens=5, chunk_delay=0.1)
     post(gateway, CALL | {"stream": True})

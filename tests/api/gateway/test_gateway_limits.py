@@ -142,6 +142,7 @@ def test_the_official_client_backs_off_and_succeeds(gateway: LimitedGateway) -> 
     assert answers == [200, 200, 200]
 
 
+@pytest.mark.timing
 def test_a_request_that_never_fits_is_not_tried_again(gateway: LimitedGateway) -> None:
     gateway.set(key_limits(tokens_per_minute=200))
     with openai.OpenAI(base_url=gateway.url + "/v1", api_key=PROJECT_KEY, max_retries=5) as eager:
@@ -195,6 +196,7 @@ def test_limits_change_while_the_gateway_runs(gateway: LimitedGateway, client: o
 # --- money ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timing
 def test_a_used_up_budget_is_insufficient_quota_and_nobody_retries(gateway: LimitedGateway) -> None:
     gateway.set(org_budget(0))
     with openai.OpenAI(base_url=gateway.url + "/v1", api_key=PROJECT_KEY, max_retries=5) as eager:

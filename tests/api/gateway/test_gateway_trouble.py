@@ -77,6 +77,7 @@ def test_bad_bodies(
     assert not gateway.journal.events
 
 
+@pytest.mark.timing
 def test_keys(gateway: RunningGateway) -> None:
     gateway.directory.add_key("fbx_sk_old", "expired")
     gateway.directory.add_key("fbx_sk_gone", "revoked")
@@ -104,6 +105,7 @@ def test_keys(gateway: RunningGateway) -> None:
         client.models.list()
 
 
+@pytest.mark.timing
 def test_a_new_key_and_a_revoked_key_are_noticed(gateway: RunningGateway) -> None:
     assert post(gateway, CALL, key="fbx_sk_new").status_code == 401
     gateway.directory.add_key("fbx_sk_new", Principal("project", "key_n", "org_1", "prj_1"))

@@ -56,6 +56,7 @@ def test_one_start_however_many_wait(asleep: RunningGateway, engine: MockEngine)
     assert [event.status for event in asleep.journal.events] == ["completed"] * 3  # none of the refused one
 
 
+@pytest.mark.timing
 def test_a_plain_call_is_held_for_a_while_then_told_when_to_come_again(asleep: RunningGateway) -> None:
     asleep.control.answers = [{"state": "starting"}]
     began = time.monotonic()
@@ -112,6 +113,7 @@ def test_a_start_that_fails(asleep: RunningGateway, engine: MockEngine) -> None:
     assert [event.status for event in asleep.journal.wait_events(3)] == ["error"] * 3
 
 
+@pytest.mark.timing
 def test_a_stream_waits_longer_but_not_for_ever(asleep: RunningGateway) -> None:
     asleep.control.answers = [{"state": "starting"}]
     began = time.monotonic()
