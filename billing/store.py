@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Column, Connection, delete, func, insert, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from billing import chain
 from billing.entries import LedgerTransaction
@@ -17,8 +16,8 @@ from billing.tables import (
     ledger_postings,
     ledger_transactions,
 )
+from core.inserts import insert_adding, insert_ignoring
 from metering.records import ClosedMinute
-from metering.store import insert_ignoring
 
 _CHUNK = 500
 _DAY_MS = 86_400_000
@@ -149,14 +148,7 @@ def _add_to_days(conn: Connection, transactions: Sequence[LedgerTransaction]) ->
         {**dict(zip(names, key, strict=True)), "unit_price_pico": price, "quantity": quantity}
         for key, (price, quantity) in sorted(quantities.items(), key=lambda item: item[0])
     ]
-    make = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
-    statement = make(table)
-    conn.execute(
-        statement.on_conflict_do_update(
-            index_elements=names, set_={"quantity": table.c.quantity + statement.excluded.quantity}
-        ),
-        rows,
-    )
+    insert_adding(conn, table, rows, ["quantity"])
 
 
 def posted_totals(conn: Connection, org_id: str, start_ms: int, end_ms: int) -> list[Total]:

@@ -15,6 +15,7 @@ from core.clock import MINUTE_MS, minute_floor
 from metering.ingest import digest
 from metering.model import CALL_SKUS
 from metering.records import ENDPOINT_MINUTE_SKU, ClosedMinute, MinuteKind
+from metering.rollups import add_closed
 from metering.store import first_open_minute, lock_first_open_minute, set_first_open_minute
 from metering.tables import AUDIO_SECONDS, endpoint_minutes, usage_corrections, usage_events, usage_minutes
 
@@ -39,9 +40,15 @@ def close_minutes(conn: Connection, now_ms: int, lateness_ms: int) -> list[Close
     rows = _aggregate(conn, start, end, org_id=None)
     if rows:
         conn.execute(insert(usage_minutes), [{**row, "closed_ms": now_ms} for row in rows])
-    closed = [_usage_minute(row) for row in rows] + _single_minutes(conn, start, end, org_id=None)
+    minutes = _endpoint_minutes(conn, start, end, org_id=None)
+    corrections = _corrections(conn, start, end, org_id=None)
+    add_closed(conn, [*rows, *map(_counted, minutes), *corrections])
     set_first_open_minute(conn, end)
-    return closed
+    return [
+        *(_usage_minute(row) for row in rows),
+        *minutes,
+        *(_usage_minute(row, "correction") for row in corrections),
+    ]
 
 
 def is_due(conn: Connection, now_ms: int, lateness_ms: int) -> bool:
@@ -57,7 +64,11 @@ def open_minutes(
     if start >= end_ms:
         return []
     rows = _aggregate(conn, start, end_ms, org_id=org_id)
-    return [_usage_minute(row) for row in rows] + _single_minutes(conn, start, end_ms, org_id=org_id)
+    return [
+        *(_usage_minute(row) for row in rows),
+        *_endpoint_minutes(conn, start, end_ms, org_id),
+        *(_usage_minute(row, "correction") for row in _corrections(conn, start, end_ms, org_id)),
+    ]
 
 
 def stamp(minute_ms: int) -> str:
@@ -132,18 +143,27 @@ def _usage_minute(row: Mapping[str, Any], kind: MinuteKind = "usage") -> ClosedM
     )
 
 
-def _single_minutes(conn: Connection, start: int, end: int, org_id: str | None) -> list[ClosedMinute]:
-    """What is not aggregated: endpoint minutes, and each correction as a minute of its own."""
-    return _endpoint_minutes(conn, start, end, org_id) + _corrections(conn, start, end, org_id)
-
-
-def _corrections(conn: Connection, start: int, end: int, org_id: str | None) -> list[ClosedMinute]:
+def _corrections(conn: Connection, start: int, end: int, org_id: str | None) -> list[dict[str, Any]]:
+    """Each correction is a minute of its own."""
     table = usage_corrections
     query = select(table).where(table.c.billing_minute_ms >= start, table.c.billing_minute_ms < end)
     if org_id is not None:
         query = query.where(table.c.org_id == org_id)
     rows = conn.execute(query.order_by(table.c.billing_minute_ms, table.c.minute_id)).mappings()
-    return [_usage_minute({**row, "id": row["minute_id"]}, "correction") for row in rows]
+    return [{**row, "id": row["minute_id"]} for row in rows]
+
+
+def _counted(minute: ClosedMinute) -> dict[str, Any]:
+    """An endpoint's minute as the roll-ups take it."""
+    return {
+        "billing_minute_ms": minute.billing_minute_ms,
+        "org_id": minute.org_id,
+        "project_id": minute.project_id,
+        "key_id": minute.key_id,
+        "endpoint_id": minute.endpoint_id,
+        "model_id": minute.model_id,
+        **minute.quantities,
+    }
 
 
 def _endpoint_minutes(conn: Connection, start: int, end: int, org_id: str | None) -> list[ClosedMinute]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, and_, delete, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
+from core.inserts import insert_ignoring
 from metering.ingest import Accepted
 from metering.records import Alarm, QuarantineKind, StoredEvent
 from metering.summary import usage_summary
@@ -38,13 +38,6 @@ class Cursor:
     segment: int = 0
     position: int = 0
     last_seq: int = 0
-
-
-def insert_ignoring(conn: Connection, table: object, rows: Sequence[dict[str, object]]) -> None:
-    """INSERT … ON CONFLICT DO NOTHING, which both databases spell alike but SQLAlchemy keeps per dialect."""
-    make = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
-    if rows:
-        conn.execute(make(table).on_conflict_do_nothing(), rows)  # type: ignore[arg-type]  # a Table
 
 
 # The first open minute
@@ -300,6 +293,7 @@ __all__ = [
     "any_progress",
     "first_open_minute",
     "forget_progress",
+    "insert_ignoring",
     "insert_usage",
     "known_hashes",
     "list_alarms",

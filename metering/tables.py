@@ -88,6 +88,22 @@ usage_minutes = Table(
     Index("ix_usage_minutes_org_id_billing_minute_ms", "org_id", "billing_minute_ms"),
 )
 
+ROLLUP_KEY = ("org_id", "start_ms", "project_id", "key_id", "endpoint_id", "model_id")
+ROLLUP_COUNTS = (
+    "input", "cached_input", "output", "audio_second", "reasoning", "requests", "errors", "endpoint_minute",
+)  # fmt: skip
+
+
+def _rollup(name: str) -> Table:
+    keys = [Column(key, BigInteger if key == "start_ms" else Text, primary_key=True) for key in ROLLUP_KEY]
+    counts = [Column(count, BigInteger, nullable=False) for count in ROLLUP_COUNTS]
+    return Table(name, metadata, *keys, *counts)
+
+
+# Closed minutes by the UTC hour and day they are billed in; an endpoint's own minutes belong to key "".
+usage_hours = _rollup("usage_hours")
+usage_days = _rollup("usage_days")
+
 # One row per UTC minute of an endpoint's life; `id` is that of its CloudEvent.
 endpoint_minutes = Table(
     "endpoint_minutes",
