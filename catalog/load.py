@@ -47,6 +47,7 @@ _FIELDS = (
 _CAPABILITIES = ("tools", "vision", "reasoning", "json_schema", "prompt_caching")
 _PRICES = ("input", "cached_input", "output", "endpoint_minute", "audio_second")
 _PRECISIONS = ("float32", "float16", "bfloat16", "fp8", "int8", "int4", "mxfp4", "nvfp4")
+_TOKENIZER = rf"/.+|{_ID}"
 _URL = r"https?://\S+"
 _TAG = r"[a-z0-9][a-z0-9-]*"
 _AN_URL = "an http or https address"
@@ -184,13 +185,13 @@ def _capabilities(top: Fields) -> Capabilities:
 
 
 def _engine(top: Fields) -> Engine:
-    known = ("kind", "args", "url", "model", "api_key_env", "continuous_usage")
+    known = ("kind", "args", "url", "model", "api_key_env", "continuous_usage", "tokenizer")
     fields = top.inner("engine", known)
     if fields is None:
         return Engine()
     kind = fields.choice("kind", ENGINE_KINDS, default="vllm")
     if kind != "external":
-        for name in ("url", "model", "api_key_env", "continuous_usage"):
+        for name in ("url", "model", "api_key_env", "continuous_usage", "tokenizer"):
             if name in fields:
                 raise fields.wrong(name, f"only an engine of kind external has {name}; this one is {kind}")
         return Engine(kind=kind, args=fields.texts("args", most=100, limit=8192, expected="an argument"))
@@ -207,6 +208,12 @@ def _engine(top: Fields) -> Engine:
             expected="the name of an environment variable (never the key itself)",
         ),
         continuous_usage=fields.flag("continuous_usage"),
+        tokenizer=fields.text(
+            "tokenizer",
+            limit=500,
+            pattern=_TOKENIZER,
+            expected="an absolute path of a folder or a tokenizer.json, or a repository such as Qwen/Qwen3-0.6B",
+        ),
     )
 
 

@@ -58,6 +58,7 @@ class Engine:
     model: str = ""  # the name that the attached server knows the model by; "" means the catalog id
     api_key_env: str = ""  # name of the environment variable that holds the attached server's key
     continuous_usage: bool = False  # it understands vLLM's stream_options.continuous_usage_stats
+    tokenizer: str = ""  # what it tokenizes with: an absolute path here, or a repository that was fetched
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the gateway asks of the control process, over its Unix socket: wake a server, hear of activity."""
+"""What the gateway asks of the control process, over its Unix socket: wake a server, hear of activity, count."""
 
 from typing import Annotated, Protocol
 
@@ -6,8 +6,9 @@ from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from core.errors import FareboxError, problem
+from core.errors import FareboxError, NotFound, TooLarge, problem
 from core.ids import new_id
+from functions.tokens import MAX_BYTES, TokenCounter
 from serving.model import WakeStatus
 
 MAX_WAIT_MS = 3_600_000
@@ -45,7 +46,9 @@ class Accounts(Protocol):
     def report_held(self, gateway: str, held: dict[str, int]) -> None: ...
 
 
-def internal_router(runtime: Runtime, accounts: Accounts | None = None) -> APIRouter:
+def internal_router(
+    runtime: Runtime, accounts: Accounts | None = None, tokens: TokenCounter | None = None
+) -> APIRouter:
     """The routes, for an app that renders FareboxError itself."""
     router = APIRouter(prefix="/internal", include_in_schema=False)
 
@@ -78,13 +81,27 @@ def internal_router(runtime: Runtime, accounts: Accounts | None = None) -> APIRo
             accounts.report_held(report.gateway, report.held)
         return Response(status_code=204)
 
+    @router.post("/tokens")
+    async def count_tokens(request: Request) -> Response:
+        """Tokens of texts by a model's tokenizer; 404 where there is none."""
+        if tokens is None:
+            raise NotFound("No tokens are counted here.")
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > MAX_BYTES:
+                raise TooLarge(f"A question for tokens has at most {MAX_BYTES} bytes.")
+        return Response(await tokens.count(bytes(data)), media_type="application/json")
+
     return router
 
 
-def create_internal(runtime: Runtime, accounts: Accounts | None = None) -> FastAPI:
+def create_internal(
+    runtime: Runtime, accounts: Accounts | None = None, tokens: TokenCounter | None = None
+) -> FastAPI:
     """The routes as an app of their own."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(internal_router(runtime, accounts))
+    app.include_router(internal_router(runtime, accounts, tokens))
 
     @app.exception_handler(FareboxError)
     async def failed(request: Request, error: FareboxError) -> JSONResponse:

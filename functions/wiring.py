@@ -21,6 +21,7 @@ from functions.console.dependencies import ConsoleDependencies
 from functions.invoicer.handler import Invoicer
 from functions.meter_sink.handler import MeterSink
 from functions.minute_tick.handler import MinuteTick
+from functions.tokens import TokenCounter, token_counter
 from metering.endpoint_minutes import MAX_PER_SWEEP, EndpointLife, sweep
 from metering.relay import Relay
 from migrations.migrate import migrate
@@ -44,6 +45,7 @@ class Control:
     invoicer: Invoicer
     runtime: LocalRuntime
     console: ConsoleDependencies
+    tokens: TokenCounter
 
 
 @contextmanager
@@ -89,7 +91,8 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
         catch_up=catch_up,
         keeper=keeper,
     )
-    return Control(settings, clock, db, sink, tick, invoicer, runtime, console)
+    tokens = token_counter(settings, db)
+    return Control(settings, clock, db, sink, tick, invoicer, runtime, console, tokens)
 
 
 def issuer_of(settings: Settings) -> Issuer:

@@ -19,7 +19,7 @@ Operation = Literal[
     "audio.transcriptions",
 ]
 Status = Literal["completed", "client_disconnect", "error", "interrupted"]
-UsageSource = Literal["engine", "estimated", "none"]
+UsageSource = Literal["engine", "counted", "estimated", "none"]
 
 USAGE_EVENT_TYPE = "ai.farebox.usage.v1"
 ENDPOINT_MINUTE_TYPE = "ai.farebox.endpoint.minute.v1"

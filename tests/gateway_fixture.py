@@ -21,13 +21,14 @@ from access.keys import hash_key
 from access.model import Principal
 from core.changes import Change
 from core.clock import SystemClock
-from core.errors import JournalFull
+from core.errors import FareboxError, JournalFull, NotFound
 from core.settings import Settings
 from functions.gateway.control import ControlClient
 from functions.gateway.fast_protocol import FastLaneProtocol
 from functions.gateway.handler import Gateway, GatewayDependencies, create_gateway, fast_protocol
 from functions.gateway.hot import route_name
 from functions.gateway.lookups import KeyAnswer, RouteName
+from functions.tokens import TokenCounter
 from metering.model import UsageEvent
 from serving.model import Route
 from tests.mock_engine import wait_until
@@ -162,11 +163,13 @@ class ControlScript:
         self.requests: list[dict[str, Any]] = []
         self.hold = threading.Event()
         self.hold.set()
+        self.tokens: TokenCounter | None = None  # None: it has no tokenizers
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_post("/internal/deployments/{id}/wake", self._wake)
         app.router.add_post("/internal/activity", self._activity)
+        app.router.add_post("/internal/tokens", self._count_tokens)
         app.router.add_route("*", "/{path:.*}", self._anything)
         return app
 
@@ -181,6 +184,14 @@ class ControlScript:
     async def _activity(self, request: web.Request) -> web.Response:
         self.activity.append(await request.json())
         return web.Response(status=204)
+
+    async def _count_tokens(self, request: web.Request) -> web.Response:
+        try:
+            if self.tokens is None:
+                raise NotFound("no tokenizers")
+            return web.Response(body=await self.tokens.count(await request.read()))
+        except FareboxError as error:
+            return web.Response(status=error.status)
 
     async def _anything(self, request: web.Request) -> web.Response:
         body = await request.read()

@@ -17,7 +17,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -95,6 +95,9 @@ class MockEngine:
         self.seen: list[Seen] = []
         self.started_s = time.time()  # as its metrics say; another start has counters of its own
         self.counts_from = 0  # what was seen before is not counted
+        # How the gateway's own questions to /tokenize are answered; None: this engine has no such route.
+        self.counts: Callable[[Json], web.StreamResponse | Awaitable[web.StreamResponse]] | None = None
+        self.asked: list[Json] = []  # these questions
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop = asyncio.Event()

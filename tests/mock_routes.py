@@ -34,6 +34,8 @@ def add_routes(app: web.Application, engine: MockEngine) -> None:
 
 def _plain(engine: MockEngine, make: Any) -> Any:
     async def serve(request: web.Request) -> web.StreamResponse:
+        if request.headers.get("x-request-id", "").endswith(":count"):
+            return await _count(engine, request)
         seen, behaviour, early = await engine.open_request(request)
         with watched(seen):
             if early is None:
@@ -43,6 +45,15 @@ def _plain(engine: MockEngine, make: Any) -> Any:
         return early if early is not None else web.json_response(make(seen, behaviour))
 
     return serve
+
+
+async def _count(engine: MockEngine, request: web.Request) -> web.StreamResponse:
+    if engine.counts is None:
+        return web.Response(status=404)
+    body = await request.json()
+    engine.asked.append(body)
+    answer = engine.counts(body)
+    return answer if isinstance(answer, web.StreamResponse) else await answer
 
 
 def _generating(engine: MockEngine, kind: Any) -> Any:

@@ -20,6 +20,7 @@ from wire.dialects import (
 from wire.openai import ModelRequest, TokenCounts, estimate_input_tokens, parse_request
 from wire.openai_stream import StreamError
 from wire.sse import EventSplitter, event_data
+from wire.transcript import Transcript, add_block, of_message
 
 _JSON = b"application/json"
 _ERROR_TYPES = {
@@ -55,10 +56,11 @@ class MessagesDialect:
             return None
         usage = object_at(document, "usage")
         counts = _counts(usage, count_at(usage, "output_tokens")) if usage else None
-        produced = (
-            0 if counts is not None and counts.output else (len(encode(document.get("content"))) + 3) // 4
-        )
-        return Answered(text_at(document, "id"), text_at(document, "stop_reason"), counts, produced)
+        head = (text_at(document, "id"), text_at(document, "stop_reason"), counts)
+        if counts is not None and counts.output:
+            return Answered(*head)
+        produced = (len(encode(document.get("content"))) + 3) // 4
+        return Answered(*head, produced, of_message(document))
 
     def render(self, request: ModelRequest, body: bytes) -> Body:
         return Body(_JSON, body)
@@ -87,6 +89,7 @@ class MessagesStream:
         self._delta: dict[str, Any] | None = None  # the last message_delta, withheld
         self.chunks = 0
         self.content_chunks = 0
+        self.transcript: Transcript | None = None
         self.done = False
         self.error: StreamError | None = None
         self.engine_id = ""
@@ -111,7 +114,7 @@ class MessagesStream:
     def counts(self) -> TokenCounts | None:
         return self._counts
 
-    def closing_events(self, cost_usd: str = "") -> bytes:
+    def closing_events(self, cost_usd: str = "", counted: TokenCounts | None = None) -> bytes:
         if self._delta is None:
             return b""
         usage = object_at(self._delta, "usage")
@@ -140,6 +143,9 @@ class MessagesStream:
             return b""
         if kind == "content_block_delta":
             self.content_chunks += 1
+            self._note_text(document, "delta")
+        elif kind == "content_block_start":
+            self._note_text(document, "content_block")
         elif kind == "message_start":
             message = object_at(document, "message")
             self.engine_id = text_at(message, "id")
@@ -162,6 +168,12 @@ class MessagesStream:
         self._counts = found
         if final and found.output:
             self.content_chunks = 0  # they are counted now
+            self.transcript = None
+
+    def _note_text(self, document: dict[str, Any], name: str) -> None:
+        if self.transcript is None:
+            self.transcript = Transcript()
+        add_block(self.transcript.add, count_at(document, "index"), object_at(document, name))
 
 
 def error_document(status: int, message: str, request_id: str) -> dict[str, Any]:

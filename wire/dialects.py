@@ -11,6 +11,7 @@ from msgspec import Raw
 from core.errors import BadRequest
 from wire.openai import PRIVATE_MEMBERS, ModelRequest, TokenCounts, map_engine_error
 from wire.openai_stream import StreamError
+from wire.transcript import Transcript
 
 JSON = b"application/json"
 
@@ -34,6 +35,7 @@ class Answered:
     finish_reason: str
     counts: TokenCounts | None  # None: the engine gave none
     produced: int = 0  # tokens of output by our own guess, where the engine did not count them
+    transcript: Transcript | None = None  # of the output, where the engine did not count it
 
 
 class AnswerStream(Protocol):
@@ -41,6 +43,7 @@ class AnswerStream(Protocol):
 
     chunks: int  # events that carried something; a stream without any is a failure
     content_chunks: int  # of those: with something generated that the engine did not count
+    transcript: Transcript | None  # of these; None once the engine has counted them
     done: bool
     error: StreamError | None
     engine_id: str
@@ -64,8 +67,11 @@ class AnswerStream(Protocol):
         """The latest counts of the whole answer."""
         ...
 
-    def closing_events(self, cost_usd: str = "") -> bytes:
-        """What was withheld, because no client takes the stream as whole without it; `terminator` follows."""
+    def closing_events(self, cost_usd: str = "", counted: TokenCounts | None = None) -> bytes:
+        """What was withheld, because no client takes the stream as whole without it; `terminator` follows.
+
+        `counted`: by us, for an engine that gave no counts.
+        """
         ...
 
 

@@ -22,6 +22,7 @@ from wire.openai import (
     map_engine_error,
 )
 from wire.sse import DONE, DONE_EVENT, EventSplitter, encode_event, event_data
+from wire.transcript import Transcript
 
 _NOTHING = (b"", b'""', b"null", b"[]", b"{}")
 
@@ -89,7 +90,7 @@ _chunk = msgspec.json.Decoder(_Chunk)
 _usage = msgspec.json.Decoder(EngineUsage)
 # As vLLM and its like write the beginning of a choice.
 _TEXT = b'"choices":[{"index":0,"delta":{"content":"'
-_QUOTE, _COMMA = b'",'
+_QUOTE, _COMMA, _BACKSLASH, _BRACE = b'",\\}'
 _NOT_ZERO = (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"9")
 _loose_chunk = msgspec.json.Decoder(_LooseChunk)
 _members = msgspec.json.Decoder(dict[str, Raw])
@@ -119,6 +120,7 @@ class StreamFilter:
         "engine_id",
         "error",
         "finish_reason",
+        "transcript",
     )
 
     def __init__(self, *, wants_usage: bool, choices_per_prompt: int = 1, per_choice: bool = False) -> None:
@@ -134,6 +136,7 @@ class StreamFilter:
         self._last_chunk: _Chunk | None = None
         self.chunks = 0  # events with data, errors and [DONE] not counted
         self.content_chunks = 0  # chunks that carried something generated and no count of it
+        self.transcript: Transcript | None = None  # of these, until the engine has counted them after all
         self.done = False
         self.error: StreamError | None = None
         self.engine_id = ""
@@ -191,13 +194,16 @@ class StreamFilter:
             reasoning += counts.reasoning
         return TokenCounts(sum(prompts.values()), cached, output, reasoning)
 
-    def closing_events(self, cost_usd: str = "") -> bytes:
-        """The final usage chunk, when the caller asked for one: the engine's, or made up if it gave none."""
+    def closing_events(self, cost_usd: str = "", counted: TokenCounts | None = None) -> bytes:
+        """The final usage chunk, when the caller asked for one: the engine's, or made up if it gave none.
+
+        `counted` is what was counted here in place of what the engine left out.
+        """
         if not self._wants_usage:
             return b""
-        if self._final_chunk:
+        if self._final_chunk and counted is None:
             return _with_cost(self._final_chunk, cost_usd)
-        counts, last = self.counts(), self._last_chunk
+        counts, last = counted or self.counts(), self._last_chunk
         if counts is None or last is None:
             return b""
         usage: dict[str, Any] = {
@@ -231,7 +237,7 @@ class StreamFilter:
             return b""
         usage = data.rfind(b'"usage":')
         if usage < 0:
-            self.content_chunks += 1
+            self._note_text(data, text + len(_TEXT))
         else:
             raw = data[usage + 8 : -3]
             counted = raw.find(b'"completion_tokens":')
@@ -269,13 +275,15 @@ class StreamFilter:
     def _chunk_event(self, event: bytes, data: bytes, chunk: _Chunk) -> bytes:
         if not self.chunks:
             self.engine_id = str(chunk.id or "")[:128]
+            self._last_chunk = chunk
         self.chunks += 1
         choices, usage = chunk.choices or (), chunk.usage
         for choice in choices:
             if choice.finish_reason:
                 self.finish_reason = choice.finish_reason
-        if not isinstance(usage, EngineUsage) or not usage.completion_tokens:
-            self.content_chunks += any(choice.has_content() for choice in choices)
+        uncounted = not isinstance(usage, EngineUsage) or not usage.completion_tokens
+        if uncounted and any(choice.has_content() for choice in choices):
+            self._note_uncounted(event)
         if isinstance(usage, EngineUsage):
             index = choices[0].index if choices else None
             self._last_chunk = chunk
@@ -284,7 +292,26 @@ class StreamFilter:
             return _replace_usage(data, null=False)
         return event
 
+    def _note_text(self, event: bytes, start: int) -> None:
+        end = event.find(b'"', start)
+        if event[end - 1] == _BACKSLASH or event[end + 1] != _BRACE:  # a quote in the text, or more than text
+            self._note_uncounted(event)
+            return
+        self.content_chunks += 1
+        transcript = self.transcript
+        if transcript is None:
+            transcript = self.transcript = Transcript()
+        transcript.note_escaped(event[start:end])
+
+    def _note_uncounted(self, event: bytes) -> None:
+        self.content_chunks += 1
+        if self.transcript is None:
+            self.transcript = Transcript()
+        self.transcript.note(event)
+
     def _with_usage(self, event: bytes, data: bytes, index: int | None, usage: EngineUsage) -> bytes:
+        if usage.completion_tokens:
+            self.transcript = None
         if index is None:
             self._final = usage
             self._final_chunk = data if self._wants_usage else b""
@@ -298,7 +325,7 @@ class StreamFilter:
     def _odd_chunk(self, event: bytes, data: bytes) -> bytes:
         """Not what we know a chunk to be: pass it on, but do not lose its usage."""
         self.chunks += 1
-        self.content_chunks += 1
+        self._note_uncounted(event)
         try:
             chunk = _loose_chunk.decode(data)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

@@ -24,9 +24,11 @@ from wire.dialects import (
 from wire.openai import ModelRequest, TokenCounts, estimate_input_tokens, parse_request, read_member
 from wire.openai_stream import StreamError
 from wire.sse import EventSplitter, event_data
+from wire.transcript import Transcript, of_response
 
 _JSON = b"application/json"
 _FINAL = ("response.completed", "response.incomplete")
+_TEXT_DELTAS = ("text.delta", "arguments.delta", "refusal.delta", "input.delta", "code.delta")
 _STORED = {
     "previous_response_id": "No responses are stored here: send the whole conversation in 'input'.",
     "conversation": "No conversations are stored here: send the whole conversation in 'input'.",
@@ -60,8 +62,10 @@ class ResponsesDialect:
         if document is None or document.get("object") != "response":
             return None
         counts = usage_counts(document)
-        produced = 0 if counts is not None and counts.output else _text_tokens(document)
-        return Answered(text_at(document, "id"), text_at(document, "status"), counts, produced)
+        head = (text_at(document, "id"), text_at(document, "status"), counts)
+        if counts is not None and counts.output:
+            return Answered(*head)
+        return Answered(*head, _text_tokens(document), of_response(document))
 
     def render(self, request: ModelRequest, body: bytes) -> Body:
         return Body(_JSON, body)
@@ -100,6 +104,7 @@ class ResponsesStream:
         self._final: tuple[str, dict[str, Any]] | None = None
         self.chunks = 0
         self.content_chunks = 0
+        self.transcript: Transcript | None = None
         self.done = False
         self.error: StreamError | None = None
         self.engine_id = ""
@@ -124,7 +129,7 @@ class ResponsesStream:
     def counts(self) -> TokenCounts | None:
         return self._counts
 
-    def closing_events(self, cost_usd: str = "") -> bytes:
+    def closing_events(self, cost_usd: str = "", counted: TokenCounts | None = None) -> bytes:
         if self._final is None:
             return b""
         kind, document = self._final
@@ -150,12 +155,28 @@ class ResponsesStream:
         self.chunks += 1
         if kind.endswith(".delta"):
             self.content_chunks += 1
+            self._note_text(kind, document)
+        elif kind == "response.output_item.added":
+            name = object_at(document, "item").get("name")
+            self._transcript().add((str(document.get("output_index")), "name"), name)
         if response:
             self.engine_id = self.engine_id or text_at(response, "id")
             self._counts = usage_counts(response) or self._counts
+            if self._counts is not None and self._counts.output:
+                self.transcript = None
         if kind in _FINAL:
             self.finish_reason = text_at(response, "status")
             self._final = (kind, document)
             self.done = True
             return b""
         return event
+
+    def _note_text(self, kind: str, document: dict[str, Any]) -> None:
+        if kind.endswith(_TEXT_DELTAS):
+            place = [str(document.get(name)) for name in ("output_index", "content_index", "summary_index")]
+            self._transcript().add((*place, kind), document.get("delta"))
+
+    def _transcript(self) -> Transcript:
+        if self.transcript is None:
+            self.transcript = Transcript()
+        return self.transcript

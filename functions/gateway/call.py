@@ -12,7 +12,7 @@ from functions.gateway.exchange import Exchange
 from functions.gateway.record import CallRecord, refusal
 from functions.gateway.upstream import MAX_ERROR_BYTES, Answer, ServerGone, read_answer
 from functions.gateway.watchdog import Watchdog
-from metering.model import Status
+from metering.model import Status, UsageEvent
 
 if TYPE_CHECKING:
     from functions.gateway.gateway import Gateway
@@ -109,7 +109,7 @@ class MeteredCall:
                 if self._gone is not None:
                     gone, self._gone = self._gone, None
                     raise gone
-                record.sent_ms = gateway.clock.now_ms()
+                record.sent_ms, record.server = gateway.clock.now_ms(), url
                 self._answer = await gateway.upstream.post(
                     url,
                     record.operation,
@@ -195,6 +195,8 @@ class MeteredCall:
                 self._gateway.limits.keep(self._record, now_ms)
         last = self._record.end_stream(self._gateway.clock.now_ms())
         await self._settle("completed", 200)
+        if self._record.tally is not None:
+            last = self._record.stream_end()  # what it counted and cost was not known before
         await self._exchange.stop_comments()
         await self._exchange.finish(last)
 
@@ -265,8 +267,7 @@ class MeteredCall:
         What is reserved for the call is settled with its last attempt.
         """
         self._settling = True
-        event = self._record.event(status, http_status, self._gateway.clock.now_ms())
-        append = asyncio.ensure_future(self._gateway.journal.append(event))
+        append = asyncio.ensure_future(self._append(status, http_status))
         try:
             await asyncio.shield(append)
         except asyncio.CancelledError:
@@ -274,9 +275,17 @@ class MeteredCall:
             raise
         finally:
             if not append.cancelled() and append.exception() is None:
-                self._gateway.metrics.settled(event, self._gateway.clock.now_ms())
+                self._gateway.metrics.settled(append.result(), self._gateway.clock.now_ms())
                 if last:
                     self._gateway.limits.settle(self._record)
             else:
                 self._gateway.metrics.unrecorded += 1
         self.completed = status == "completed"
+
+    async def _append(self, status: Status, http_status: int) -> UsageEvent:
+        gateway, record = self._gateway, self._record
+        event = record.event(status, http_status, gateway.clock.now_ms())
+        if event.usage_source == "estimated":
+            event = await gateway.counting.recount(record, event)
+        await gateway.journal.append(event)
+        return event

@@ -2,20 +2,27 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
 
 import aiohttp
 import msgspec
 from yarl import URL
 
-from core.errors import Unavailable
+from core.errors import NotFound, Unavailable
 from serving.model import WakeStatus
+from wire.prompts import Prompt
 
 # The host is not looked up: the connector always opens the socket.
 _BASE = "http://control"
 _CONNECT_S = 2.0
 _CATCH_UP_S = 60.0  # a crash may have left much
 _MARGIN_S = 5.0  # how much longer than asked an answer may take
+
+
+class _Tokens(msgspec.Struct):
+    prompt: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    texts: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class ControlClient:
@@ -78,6 +85,22 @@ class ControlClient:
         status, _ = await self._call("POST", "/internal/budgets/held", body, _MARGIN_S)
         if status >= 300:
             raise Unavailable(f"the control process answered {status} to a report of holds")
+
+    async def count_tokens(
+        self, model_id: str, prompt: Prompt | None, texts: list[str] | None
+    ) -> tuple[int | None, int | None]:
+        """Tokens of a prompt, and of generated texts together, by a tokenizer on disk. NotFound: there is none."""
+        body = msgspec.json.encode({"model": model_id, "prompt": prompt, "texts": texts})
+        status, answer = await self._call("POST", "/internal/tokens", body, _MARGIN_S)
+        if status == 404:
+            raise NotFound(f"no tokenizer of {model_id} is here")
+        if status != 200:
+            raise Unavailable(f"the control process answered {status} to a question for tokens")
+        try:
+            found = msgspec.json.decode(answer, type=_Tokens)
+        except msgspec.DecodeError as error:
+            raise Unavailable("the control process counted tokens with nonsense") from error
+        return found.prompt, found.texts
 
     async def ping(self) -> None:
         """Return when the control process answers at all."""

@@ -31,6 +31,7 @@ class DialectRecord(CallRecord):
         self.finish_reason = answer.finish_reason
         self.counts = answer.counts
         self._answer_estimate = answer.produced
+        self._transcript = answer.transcript
 
     def render(self, body: bytes) -> Body:
         return DIALECTS[self.operation].render(self.request, body)

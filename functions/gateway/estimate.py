@@ -62,7 +62,7 @@ def worst_case(
     if operation == "audio.transcriptions":
         seconds = len(body) // LEAST_AUDIO_BYTES_PER_S + 1
         return WorstCase(0, _cost({"audio_second": seconds}, route, at_ms) if priced else 0)
-    prompts = _prompts(operation, request)
+    prompts = prompt_count(operation, request)
     context = route.context_length
     room = context * prompts if context else 1 << 40  # of all prompts together
     if _has_media(body):
@@ -126,7 +126,8 @@ def _with_input(prices: Mapping[str, int]) -> Mapping[str, int]:
     return prices
 
 
-def _prompts(operation: Operation, request: ModelRequest) -> int:
+def prompt_count(operation: Operation, request: ModelRequest) -> int:
+    """How many prompts a call holds: several only where the operation takes a list of them."""
     name = _LISTS.get(operation)
     raw = request.members.get(name) if name else None
     if raw is None or bytes(raw)[:1] != b"[":

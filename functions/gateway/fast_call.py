@@ -23,7 +23,7 @@ from functions.gateway.upstream import (
     too_large_an_answer,
 )
 from functions.gateway.upstream_protocol import UpstreamConnection
-from metering.model import Status
+from metering.model import Status, UsageEvent
 from wire.dialects import AnswerStream
 from wire.openai_stream import error_event
 from wire.sse import WAITING_COMMENT
@@ -44,6 +44,7 @@ class FastCall:
         "_comment_at",
         "_connecting",
         "_connection",
+        "_counting",
         "_failure",
         "_gateway",
         "_headers",
@@ -75,6 +76,7 @@ class FastCall:
         self._progress_at = 0.0
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[None] | None = None
         self._status = 0
         self._headers: dict[bytes, bytes] | None = None
         self._chunks: AnswerStream | None = None
@@ -103,7 +105,8 @@ class FastCall:
         self._lane.deadlines.watch(self)
         record.sent_ms = record.received_ms
         try:
-            target = server_of(record.route.urls[0])
+            record.server = record.route.urls[0]
+            target = server_of(record.server)
             body = record.upstream_body()
             head = request_head(
                 target,
@@ -307,6 +310,18 @@ class FastCall:
         self._settling = True
         self._lane.deadlines.forget(self)
         event = self.record.event(status, http_status, self._gateway.clock.now_ms())
+        if event.usage_source == "estimated":
+            self._counting = self._loop.create_task(self._count(event))
+        else:
+            self._append(event)
+
+    async def _count(self, event: UsageEvent) -> None:
+        event = await self._gateway.counting.recount(self.record, event)
+        if self.record.tally is not None and self._last and self._chunks is not None:
+            self._last = self.record.stream_end()  # what it counted and cost was not known before
+        self._append(event)
+
+    def _append(self, event: UsageEvent) -> None:
         try:
             self._gateway.journal.append_nowait(event, self._settled)
         except JournalFull as error:

@@ -1,6 +1,7 @@
 """From an answer's counts to what is metered, and to what the caller is told it cost. Pure."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from core.money import format_pico
 from metering.model import Usage, UsageSource
@@ -10,17 +11,29 @@ from wire.openai import TokenCounts
 Header = tuple[bytes, bytes]
 
 
-def metered(
-    counts: TokenCounts | None, produced: int, estimate: Callable[[], TokenCounts]
-) -> tuple[Usage, UsageSource]:
-    """The engine's counts as usage; what it left out is estimated, and the whole is marked so.
+class Tally(NamedTuple):
+    """Tokens counted with the model's tokenizer, in place of an engine. None: not counted."""
 
-    `produced` is what came out by our own count, for an engine that gave none; `estimate` what went in.
+    input: int | None
+    output: int | None
+
+
+def metered(
+    counts: TokenCounts | None,
+    produced: int,
+    estimate: Callable[[], TokenCounts],
+    tally: Tally | None = None,
+) -> tuple[Usage, UsageSource]:
+    """The engine's counts as usage; what it left out is counted, or else estimated, and the whole is marked so.
+
+    `produced` is what came out by our own guess, for an engine that gave none; `estimate` what went in.
     """
     if counts is not None and counts.input and (counts.output or not produced):
         return Usage(counts.input, counts.cached_input, counts.output, counts.reasoning), "engine"
     if counts is not None and counts.audio_ms:
         return Usage(audio_ms=counts.audio_ms), "engine"
+    if tally is not None:
+        return _tallied(counts, produced, estimate, tally)
     guess = estimate()
     if guess.audio_ms:
         return Usage(audio_ms=guess.audio_ms), "estimated"
@@ -28,6 +41,22 @@ def metered(
         return Usage(input=guess.input, output=produced), "estimated"
     given = counts.input or guess.input
     return Usage(given, min(counts.cached_input, given), counts.output or produced), "estimated"
+
+
+def _tallied(
+    counts: TokenCounts | None, produced: int, estimate: Callable[[], TokenCounts], tally: Tally
+) -> tuple[Usage, UsageSource]:
+    source: UsageSource = "counted"
+    given = counts.input if counts is not None else 0
+    output = counts.output if counts is not None else 0
+    if not given:
+        given = tally.input if tally.input is not None else estimate().input
+        source = "counted" if tally.input is not None else "estimated"
+    if not output and tally.output is not None:
+        output = tally.output
+    elif not output and produced:
+        output, source = produced, "estimated"
+    return Usage(given, min(counts.cached_input if counts is not None else 0, given), output), source
 
 
 def cost_usd(usage: Usage, route: Route, at_ms: int) -> str:

@@ -13,6 +13,7 @@ from core.log import get_logger
 from core.settings import Settings
 from functions.gateway.activity import Activity
 from functions.gateway.control import ControlClient
+from functions.gateway.counting import COUNT_S, Counting
 from functions.gateway.deadlines import Deadlines
 from functions.gateway.idempotency import Outcomes
 from functions.gateway.limiter import Limiter, Limiting, no_limits
@@ -25,7 +26,7 @@ from serving.model import Route
 
 _log = get_logger(__name__)
 _DRAIN_LOOK_EVERY_S = 0.05
-_SETTLE_S = 2.0
+_SETTLE_S = COUNT_S + 1.0
 
 
 class UsageJournal(Protocol):
@@ -80,6 +81,7 @@ class Gateway:
             dependencies.limiting or no_limits(), self.clock, self.settings, dependencies.control
         )
         self.upstream = Upstream(settings)
+        self.counting = Counting(self.upstream, dependencies.control)
         self.deadlines = Deadlines(self.upstream.pool.expire)
         self.waiting = WaitingRoom(
             dependencies.control,

@@ -11,9 +11,10 @@ import msgspec
 from access.admission.model import Figures, Grant
 from access.model import Principal
 from core.errors import UpstreamFailed
-from functions.gateway.figures import Header, cost_headers, cost_usd, metered
+from functions.gateway.figures import Header, Tally, cost_headers, cost_usd, metered
 from metering.model import Status, Usage, UsageEvent, UsageSource
 from serving.model import Route
+from wire import prompts, transcript
 from wire.dialects import JSON, AnswerStream, Body
 from wire.openai import (
     ModelRequest,
@@ -25,6 +26,7 @@ from wire.openai import (
     upstream_body,
 )
 from wire.openai_stream import StreamFilter
+from wire.transcript import Transcript
 
 
 class CallRecord:
@@ -33,6 +35,8 @@ class CallRecord:
     __slots__ = (
         "_answer_estimate",
         "_input_estimate",
+        "_rest",
+        "_transcript",
         "attempt",
         "billed",
         "chunks",
@@ -53,6 +57,8 @@ class CallRecord:
         "request_id",
         "route",
         "sent_ms",
+        "server",
+        "tally",
     )
 
     def __init__(
@@ -84,8 +90,12 @@ class CallRecord:
         self.grant: Grant | None = None  # what is reserved for it, until it is settled
         self.figures: tuple[Figures | None, Figures | None] = (None, None)  # of requests and tokens
         self.renew_at_ms = 0
+        self.server = ""  # base URL of the one it was sent to
+        self.tally: Tally | None = None  # counted by us, where the engine left something out
         self._answer_estimate = 0
+        self._transcript: Transcript | None = None  # of a plain answer that the engine did not count
         self._input_estimate: TokenCounts | None = None
+        self._rest = b""  # of a stream that has ended
 
     @property
     def attempt_id(self) -> str:
@@ -123,7 +133,9 @@ class CallRecord:
         self.finish_reason = answer.finish_reason
         self.counts = answer.usage.counts() if answer.usage is not None else None
         if self.operation != "embeddings" and (self.counts is None or not self.counts.output):
-            self._answer_estimate = answer.estimate_output_tokens()
+            said = self._transcript = transcript.of_answer(body)
+            size = said.text_bytes()
+            self._answer_estimate = answer.estimate_output_tokens() if size is None else (size + 3) // 4
 
     def render(self, body: bytes) -> Body:
         """A plain answer as the caller gets it."""
@@ -139,10 +151,15 @@ class CallRecord:
         return self.chunks
 
     def forget_request(self) -> None:
-        """Keep a figure, not the caller's text, while the answer streams."""
+        """Keep a figure, not the caller's text, while the answer streams.
+
+        Until the engine has counted the text it is kept if it is not large: perhaps it must be counted here.
+        """
         counts = self.chunks.counts() if self.chunks is not None else None
         if counts is None or not counts.input:
             self._estimated_input()
+            if sum(memoryview(raw).nbytes for raw in self.request.members.values()) <= prompts.MAX_BYTES:
+                return
         self.request.members.clear()
 
     def end_stream(self, ended_ms: int) -> bytes:
@@ -160,9 +177,20 @@ class CallRecord:
             raise UpstreamFailed("The model server ended its stream without an answer.")
         if not chunks.complete:
             raise UpstreamFailed("The model server broke off within its answer.")
-        usage, _ = self._usage("completed")
         self.ended_ms = ended_ms
-        return last + chunks.closing_events(cost_usd(usage, self.route, ended_ms)) + chunks.terminator
+        self._rest = last
+        return self.stream_end()
+
+    def stream_end(self) -> bytes:
+        """The last bytes of a stream that ended well, by what is counted now."""
+        chunks = self.chunks
+        assert chunks is not None, "called by end_stream() first"
+        usage, source = self._usage("completed")
+        counted = None
+        if source == "counted":
+            counted = TokenCounts(usage.input, usage.cached_input, usage.output, usage.reasoning)
+        closing = chunks.closing_events(cost_usd(usage, self.route, self.ended_ms), counted)
+        return self._rest + closing + chunks.terminator
 
     @property
     def finished(self) -> bool:
@@ -205,14 +233,26 @@ class CallRecord:
         return event
 
     def _usage(self, status: Status) -> tuple[Usage, UsageSource]:
-        """The engine's latest counts; what it left out is estimated and the whole marked so."""
+        """The engine's latest counts; what it left out is counted or estimated, and the whole marked so."""
         chunks = self.chunks
         nothing_came = self.counts is None and (chunks is None or not chunks.chunks)
         if not self.sent_ms or self.refused or (status == "error" and nothing_came):
             return Usage(), "none"
         counts = chunks.counts() if chunks is not None else self.counts
         produced = chunks.content_chunks if chunks is not None else self._answer_estimate
-        return metered(counts, produced, self._estimated_input)
+        return metered(counts, produced, self._estimated_input, self.tally)
+
+    @property
+    def uncounted(self) -> Transcript | None:
+        """What came out that the engine has not counted."""
+        return self.chunks.transcript if self.chunks is not None else self._transcript
+
+    def forget_texts(self) -> None:
+        """They are counted, or nobody will."""
+        self.request.members.clear()
+        self._transcript = None
+        if self.chunks is not None:
+            self.chunks.transcript = None
 
     def cost_headers(self) -> list[Header]:
         """For a plain answer whose event is made: what it counted and cost."""
