@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from wire.prompts import Prompt
 
-MAX_LOADED = 4  # some 100 MB each for a vocabulary of 150,000
+MAX_LOADED = 8  # about 30 MB each for a vocabulary of 150,000
 _MAX_FILE_BYTES = 64 * 1024 * 1024
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

@@ -182,6 +182,9 @@ class Counting:
             found = await self._control.count_tokens(work.record.route.model_id, work.prompt, work.texts)
         except NotFound:
             self._pause(name, _PAUSE_S)
+        except asyncio.CancelledError:  # the time is over; not every call shall wait for it
+            self._pause(name, _SHORT_PAUSE_S)
+            raise
         except FareboxError:
             self._pause(name, _SHORT_PAUSE_S)
         else:

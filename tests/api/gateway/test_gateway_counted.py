@@ -249,6 +249,21 @@ def test_an_engine_that_cannot_be_believed(gateway: RunningGateway, engine: Mock
     assert len(engine.asked) == asked, "it is left alone for a while"
 
 
+class _Hanging(TokenCounter):
+    async def count(self, data: bytes) -> bytes:
+        await asyncio.sleep(30)
+        return data
+
+
+def test_a_control_process_that_hangs(gateway: RunningGateway) -> None:
+    gateway.control.tokens = _Hanging(lambda _: None)
+    for at_least, at_most in ((1.5, 5), (0, 1.4)):
+        began = time.monotonic()
+        call(gateway, "/v1/chat/completions", CHAT)
+        assert at_least <= time.monotonic() - began <= at_most
+        assert gateway.journal.events[-1].usage_source == "estimated"
+
+
 def test_a_file_after_an_engine_that_hangs(
     gateway: RunningGateway, engine: MockEngine, tokenizer: Any, folder: Path
 ) -> None:
