@@ -15,26 +15,32 @@ class PolicyBook:
         self._endpoint_default = endpoint_default
         self._policies: dict[str, ScopePolicy] = {}
         self._paths: dict[_Path, tuple[ScopePolicy, ...]] = {}
+        self._owners: dict[str, str] = {}  # scope by budget
         self.generation = 0  # grows with each change
         self.any_budget = False  # without one, nothing need be priced
 
     def replace(self, policies: Iterable[ScopePolicy]) -> None:
         """Forget everything and take these."""
         self._policies = {policy.id: policy for policy in policies}
+        self._owners = {
+            budget.id: policy.id for policy in self._policies.values() for budget in policy.budgets
+        }
         self._changed()
 
     def put(self, policy: ScopePolicy) -> None:
         """Take the place of what the scope had; a policy without limits and budgets takes it away."""
-        if policy.limits is None and not policy.budgets and not policy.open_on_outage:
-            self._policies.pop(policy.id, None)
-        else:
+        before = self._policies.pop(policy.id, None)
+        for budget in before.budgets if before is not None else ():
+            del self._owners[budget.id]
+        if policy.limits is not None or policy.budgets or policy.open_on_outage:
             self._policies[policy.id] = policy
+            self._owners |= {budget.id: policy.id for budget in policy.budgets}
         self._changed()
 
     def _changed(self) -> None:
         self._paths.clear()
         self.generation += 1
-        self.any_budget = any(policy.budgets for policy in self._policies.values())
+        self.any_budget = bool(self._owners)
 
     def of(self, request: AdmitRequest) -> tuple[ScopePolicy, ...]:
         """The policies of the call's key, project, organization and endpoint, where they have one."""
@@ -56,6 +62,10 @@ class PolicyBook:
     def scope(self, scope_id: str) -> ScopePolicy | None:
         """What is configured for the scope, None: nothing."""
         return self._policies.get(scope_id)
+
+    def owner(self, budget_id: str) -> ScopePolicy | None:
+        """The policy that has the budget."""
+        return self._policies.get(self._owners.get(budget_id, ""))
 
     def policies(self) -> Iterable[ScopePolicy]:
         """Everything that is configured."""

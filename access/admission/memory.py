@@ -8,6 +8,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping
 from itertools import count
+from typing import NamedTuple
 
 from access.admission.book import PolicyBook
 from access.admission.model import (
@@ -31,8 +32,10 @@ from access.admission.model import (
 from access.admission.refusals import hardest
 
 _UNLIMITED = 1 << 62
+_SEEMS_UNLIMITED = 1 << 61  # less what was used of it
 _MAX_STATES = 200_000
-_MAX_UNCONFIRMED = 100_000
+_MAX_UNCONFIRMED = 10_000  # commits of the journal, not calls
+_UNOPENED = 1  # as the end of a window: so that the first look opens one
 _NO_LIMITS = Limits()
 
 
@@ -53,6 +56,7 @@ class _Purse:
 
     __slots__ = (
         "budget",
+        "ceiling_pico",
         "end_ms",
         "held",
         "recorded",
@@ -64,53 +68,75 @@ class _Purse:
     )
 
     def __init__(self, budget: Budget) -> None:
-        self.budget = budget
+        self.apply(budget)
         self.window_ms = 0
-        self.end_ms = 1  # so that the first look opens the window
+        self.end_ms = _UNOPENED
         self.recorded = 0
         self.unrecorded = 0
         self.held = 0  # of no window: a call ends, and costs, in whichever window that is
         self.through = 0
         self.version = -1
-        self.unconfirmed: list[tuple[int, int]] = []  # heap of (event number, cost)
+        self.unconfirmed: dict[int, int] = {}  # cost by event number; calls of one commit share it
+
+    def apply(self, budget: Budget) -> None:
+        """Another amount from now on; what was spent stays."""
+        self.budget = budget
+        self.ceiling_pico = budget.amount_pico if budget.hard else _UNLIMITED
+
+    def covers(self, now_ms: int, cost_pico: int | None) -> bool:
+        """Whether a call of that cost fits; None, which cannot be known, fits only where nothing is refused."""
+        if now_ms >= self.end_ms:
+            self.roll(now_ms)
+        if cost_pico is None:
+            return not self.budget.hard
+        return self.recorded + self.unrecorded + self.held + cost_pico <= self.ceiling_pico
 
     def roll(self, now_ms: int) -> None:
         """Open the window that holds the instant, unless a later one is open already."""
-        if self.end_ms and now_ms >= self.end_ms:
+        if now_ms >= self.end_ms:
             self._open(window_start(self.budget.window, now_ms))
 
     def _open(self, window_ms: int) -> None:
         self.window_ms = window_ms
-        self.end_ms = window_end(self.budget.window, window_ms)
+        self.end_ms = window_end(self.budget.window, window_ms) or _UNLIMITED
         self.recorded = self.unrecorded = 0
         self.version = -1
-        self.unconfirmed = []
+        self.unconfirmed = {}
+
+    @property
+    def resets_ms(self) -> int:
+        """When the window ends, 0: never."""
+        return 0 if self.end_ms == _UNLIMITED else self.end_ms
 
     def spent(self) -> int:
         return self.recorded + self.unrecorded
 
-    def charge(self, outcome: Outcome) -> None:
+    def charge(self, cost_pico: int, sequence: int, ended_ms: int) -> None:
         """Count a settled call, unless the record has it already or its window is over."""
-        self.roll(outcome.ended_ms)
-        if outcome.ended_ms < self.window_ms or not outcome.cost_pico or outcome.sequence <= self.through:
+        if ended_ms >= self.end_ms:
+            self.roll(ended_ms)
+        if ended_ms < self.window_ms or sequence <= self.through:
             return
-        self.unrecorded += outcome.cost_pico
-        heapq.heappush(self.unconfirmed, (outcome.sequence, outcome.cost_pico))
-        if len(self.unconfirmed) > _MAX_UNCONFIRMED:
+        self.unrecorded += cost_pico
+        unconfirmed = self.unconfirmed
+        if sequence in unconfirmed:
+            unconfirmed[sequence] += cost_pico
+            return
+        if len(unconfirmed) >= _MAX_UNCONFIRMED:
             # The record has not moved for long. Two become one that is confirmed with the later of them.
-            _, first = heapq.heappop(self.unconfirmed)
-            sequence, second = heapq.heappop(self.unconfirmed)
-            heapq.heappush(self.unconfirmed, (sequence, first + second))
+            other, cost = unconfirmed.popitem()
+            sequence, cost_pico = max(sequence, other), cost_pico + cost
+        unconfirmed[sequence] = cost_pico
 
     def record(self, balance: Balance, through: int) -> None:
         """Take over what is on record; what of ours it includes is not counted twice."""
-        if balance.window_ms > self.window_ms or self.end_ms == 1:
+        if balance.window_ms > self.window_ms or self.end_ms == _UNOPENED:
             self._open(balance.window_ms)
         if balance.window_ms < self.window_ms or balance.version <= self.version:
             return
         self.recorded, self.version, self.through = balance.spent_pico, balance.version, through
-        while self.unconfirmed and self.unconfirmed[0][0] <= through:
-            self.unrecorded -= heapq.heappop(self.unconfirmed)[1]
+        for sequence in [each for each in self.unconfirmed if each <= through]:
+            self.unrecorded -= self.unconfirmed.pop(sequence)
 
 
 class _Scope:
@@ -155,12 +181,26 @@ class _Scope:
         purses = []
         for budget in policy.budgets:
             purse = known.get(budget.id) or _Purse(budget)
-            purse.budget = budget
+            purse.apply(budget)
             purses.append(purse)
         self.purses = tuple(purses)
 
-    def move_to(self, now_ms: int) -> None:
-        """Let go of what is out of the windows."""
+    def has_room(self, now_ms: int, tokens: int) -> bool:
+        """Whether the call fits every limit of this scope."""
+        slots = self.slots
+        if slots and (slots[0].at_ms <= now_ms - WINDOW_MS or slots[-1].at_ms > now_ms):
+            self._slide_to(now_ms)
+        if self.rpd != _UNLIMITED and now_ms // DAY_MS != self.day:
+            self.day, self.day_requests = now_ms // DAY_MS, 0
+        return (
+            self.requests < self.rpm
+            and self.tokens + tokens <= self.tpm
+            and self.parallel < self.parallel_limit
+            and self.day_requests < self.rpd
+        )
+
+    def _slide_to(self, now_ms: int) -> None:
+        """Let go of what is out of the window."""
         slots, edge = self.slots, now_ms - WINDOW_MS
         while slots and slots[0].at_ms <= edge:
             slot = slots.popleft()
@@ -171,34 +211,11 @@ class _Scope:
             # The clock was set back: nothing may count for longer than a window from now.
             for slot in slots:
                 slot.at_ms = min(slot.at_ms, now_ms)
-        if self.rpd != _UNLIMITED and now_ms // DAY_MS != self.day:
-            self.day, self.day_requests = now_ms // DAY_MS, 0
 
-    def has_room(self, now_ms: int, tokens: int, cost_pico: int | None) -> bool:
-        """Whether the call fits every limit and budget of this scope."""
-        self.move_to(now_ms)
-        if (
-            self.requests >= self.rpm
-            or self.tokens + tokens > self.tpm
-            or self.parallel >= self.parallel_limit
-            or self.day_requests >= self.rpd
-        ):
-            return False
-        for purse in self.purses:
-            purse.roll(now_ms)
-            if purse.budget.hard and (
-                cost_pico is None
-                or purse.recorded + purse.unrecorded + purse.held + cost_pico > purse.budget.amount_pico
-            ):
-                return False
-        return True
-
-    def take(self, now_ms: int, tokens: int, cost_pico: int) -> _Slot | None:
+    def take(self, now_ms: int, tokens: int) -> _Slot | None:
         """Reserve; the slot is where the tokens are corrected later."""
         self.parallel += 1
         self.day_requests += 1
-        for purse in self.purses:
-            purse.held += cost_pico
         if not self.windowed:
             return None
         self.requests += 1
@@ -213,9 +230,20 @@ class _Scope:
         slot.tokens += tokens
         return slot
 
+    def reset_ms(self, now_ms: int) -> int:
+        """Until nothing of the limits per minute is used, if nobody calls."""
+        return self.slots[-1].at_ms + WINDOW_MS - now_ms if self.slots else 0
+
     @property
     def idle(self) -> bool:
         return not self.slots and not self.parallel and not self.purses
+
+
+class _Path(NamedTuple):
+    """What the calls of one key to one endpoint are held to."""
+
+    scopes: tuple[_Scope, ...]
+    purses: tuple[_Purse, ...]  # of all those scopes
 
 
 class _Hold:
@@ -223,18 +251,16 @@ class _Hold:
 
     __slots__ = ("cost_pico", "expires_ms", "held", "purses", "scopes", "settled", "slots", "tokens")
 
-    def __init__(self, request: AdmitRequest, scopes: tuple[_Scope, ...]) -> None:
+    def __init__(self, request: AdmitRequest, path: _Path) -> None:
         now_ms, tokens, cost_pico = request.now_ms, request.estimated_tokens, request.estimated_cost_pico or 0
         self.expires_ms = request.expires_ms
         self.tokens = tokens
         self.cost_pico = cost_pico
-        self.scopes = scopes
-        self.slots: list[_Slot | None] = []
-        self.purses: list[_Purse] = []  # as they are now: a budget made later holds nothing of this call
-        for scope in scopes:
-            self.slots.append(scope.take(now_ms, tokens, cost_pico))
-            if scope.purses:
-                self.purses += scope.purses
+        # The purses are those of now: a budget made later holds nothing of this call.
+        self.scopes, self.purses = path
+        self.slots = [scope.take(now_ms, tokens) for scope in self.scopes]
+        for purse in self.purses:
+            purse.held += cost_pico
         self.held = True
         self.settled = False
 
@@ -255,8 +281,7 @@ class MemoryAdmission:
         self._gateway = gateway
         self._generation = book.generation
         self._states: dict[str, _Scope] = {}
-        self._paths: dict[tuple[ScopePolicy, ...], tuple[_Scope, ...]] = {}
-        self._by_call: dict[tuple[str, str], tuple[_Scope, ...]] = {}
+        self._paths: dict[tuple[str, str], _Path] = {}  # by key and endpoint
         self._expiries: list[tuple[int, int, _Hold]] = []  # a heap; settled holds in it are passed over
         self._numbers = count()
         self._settled = 0  # of those in the heap
@@ -266,13 +291,16 @@ class MemoryAdmission:
         now_ms, tokens, cost_pico = request.now_ms, request.estimated_tokens, request.estimated_cost_pico
         if self._expiries and self._expiries[0][0] <= now_ms:
             self._expire(now_ms)
-        scopes = self._scopes(request)
-        for scope in scopes:
-            if not scope.has_room(now_ms, tokens, cost_pico):
-                return self._refuse(request, scopes)
-        hold = _Hold(request, scopes)
+        path = self._path(request)
+        for scope in path.scopes:
+            if not scope.has_room(now_ms, tokens):
+                return self._refuse(request, path.scopes)
+        for purse in path.purses:
+            if not purse.covers(now_ms, cost_pico):
+                return self._refuse(request, path.scopes)
+        hold = _Hold(request, path)
         heapq.heappush(self._expiries, (hold.expires_ms, next(self._numbers), hold))
-        requests, given = _figures(scopes, now_ms)
+        requests, given = _figures(path.scopes, now_ms)
         return Grant(request, hold, requests, given)
 
     def renew(self, grant: Grant, expires_ms: int) -> None:
@@ -297,22 +325,28 @@ class MemoryAdmission:
             if slot is not None and not slot.gone:
                 slot.tokens += difference
                 scope.tokens += difference
-            for purse in scope.purses:
-                purse.charge(outcome)
+            if outcome.cost_pico:
+                for purse in scope.purses:
+                    purse.charge(outcome.cost_pico, outcome.sequence, outcome.ended_ms)
 
-    def exchange(self, balances: Iterable[Balance], now_ms: int) -> Mapping[str, BudgetUse]:
+    def exchange(
+        self, balances: Iterable[Balance], now_ms: int, *, every: bool = True
+    ) -> Mapping[str, BudgetUse]:
         """See `Admission`."""
         self._expire(now_ms)
-        purses: dict[str, _Purse] = {}
-        for policy in self._book.policies():
-            if policy.budgets:
-                purses |= {purse.budget.id: purse for purse in self._state(policy).purses}
         for balance in balances:
-            if purse := purses.get(balance.budget_id):
-                purse.record(balance, balance.through.get(self._gateway, 0))
-        for purse in purses.values():
+            policy = self._book.owner(balance.budget_id)
+            for purse in self._state(policy).purses if policy is not None else ():
+                if purse.budget.id == balance.budget_id:
+                    purse.record(balance, balance.through.get(self._gateway, 0))
+        if every:
+            budgeted = (policy for policy in self._book.policies() if policy.budgets)
+            purses = {purse for policy in budgeted for purse in self._state(policy).purses}
+        else:
+            purses = {purse for _, _, hold in self._expiries if hold.held for purse in hold.purses}
+        for purse in purses:
             purse.roll(now_ms)
-        return {name: BudgetUse(purse.spent(), purse.held) for name, purse in purses.items()}
+        return {purse.budget.id: BudgetUse(purse.spent(), purse.held) for purse in purses}
 
     def holds(self) -> int:
         """Calls in flight, for the metrics."""
@@ -320,27 +354,27 @@ class MemoryAdmission:
 
     # -- below: nothing that a warm call pays for more than once --
 
-    def _scopes(self, request: AdmitRequest) -> tuple[_Scope, ...]:
+    def _path(self, request: AdmitRequest) -> _Path:
         if self._generation != self._book.generation:
             self._generation = self._book.generation
             self._paths.clear()
-            self._by_call.clear()
         # A key and an endpoint each have one project for life, and that one organization.
         call = (request.key_id, request.endpoint_id)
-        scopes = self._by_call.get(call)
-        if scopes is None:
-            if len(self._by_call) > _MAX_STATES:
-                self._by_call.clear()
-            scopes = tuple(self._state(policy) for policy in self._book.of(request))
-            self._by_call[call] = scopes
-        return scopes
+        path = self._paths.get(call)
+        if path is None:
+            if len(self._paths) > _MAX_STATES:
+                self._paths.clear()
+            scopes = tuple([self._state(policy) for policy in self._book.of(request)])
+            purses = tuple([purse for scope in scopes for purse in scope.purses])
+            path = self._paths[call] = _Path(scopes, purses)
+        return path
 
     def _state(self, policy: ScopePolicy) -> _Scope:
         state = self._states.get(policy.id)
         if state is None:
             if len(self._states) > _MAX_STATES:
                 self._states = {name: kept for name, kept in self._states.items() if not kept.idle}
-                self._by_call.clear()
+                self._paths.clear()
             state = self._states[policy.id] = _Scope(policy)
         elif state.policy is not policy:
             state.apply(policy)
@@ -374,20 +408,25 @@ def _or_unlimited(limit: int | None) -> int:
 
 def _figures(scopes: tuple[_Scope, ...], now_ms: int) -> tuple[Figures | None, Figures | None]:
     """For the headers: of the requests and of the tokens, the limit with the least left."""
-    requests = tokens = None
-    least_requests = least_tokens = _UNLIMITED
+    nearest = of_day = scarcest = None
+    least_requests = least_tokens = _SEEMS_UNLIMITED
     for scope in scopes:
-        if scope.windowed:
-            reset_ms = scope.slots[-1].at_ms + WINDOW_MS - now_ms if scope.slots else 0
-            left = scope.rpm - scope.requests
-            if left < least_requests and scope.rpm != _UNLIMITED:
-                least_requests, requests = left, Figures(scope.rpm, left if left > 0 else 0, reset_ms)
-            left = scope.tpm - scope.tokens
-            if left < least_tokens and scope.tpm != _UNLIMITED:
-                least_tokens, tokens = left, Figures(scope.tpm, left if left > 0 else 0, reset_ms)
-        if scope.rpd != _UNLIMITED and scope.rpd - scope.day_requests < least_requests:
-            least_requests = scope.rpd - scope.day_requests
-            requests = Figures(scope.rpd, max(0, least_requests), DAY_MS - now_ms % DAY_MS)
+        left = scope.rpm - scope.requests
+        if left < least_requests:
+            least_requests, nearest, of_day = left, scope, None
+        left = scope.tpm - scope.tokens
+        if left < least_tokens:
+            least_tokens, scarcest = left, scope
+        left = scope.rpd - scope.day_requests
+        if left < least_requests:
+            least_requests, of_day = left, scope
+    requests = tokens = None
+    if of_day is not None:
+        requests = Figures(of_day.rpd, max(0, least_requests), DAY_MS - now_ms % DAY_MS)
+    elif nearest is not None:
+        requests = Figures(nearest.rpm, max(0, least_requests), nearest.reset_ms(now_ms))
+    if scarcest is not None:
+        tokens = Figures(scarcest.tpm, max(0, least_tokens), scarcest.reset_ms(now_ms))
     return requests, tokens
 
 
@@ -414,15 +453,15 @@ def _obstacles(scope: _Scope, request: AdmitRequest) -> Iterable[Refusal]:
 
 
 def _money_obstacles(purse: _Purse, request: AdmitRequest) -> Iterable[Refusal]:
-    budget, cost_pico, spent = purse.budget, request.estimated_cost_pico, purse.spent()
     purse.roll(request.now_ms)
+    budget, cost_pico, spent = purse.budget, request.estimated_cost_pico, purse.spent()
     if not budget.hard:
         return
     facts = (budget.scope, budget.scope_id, budget.id, budget.amount_pico)
     if cost_pico is None:
         yield Refusal("no_price", *facts, spent, 0)
     elif spent + cost_pico > budget.amount_pico:
-        yield Refusal("budget", *facts, spent, cost_pico, resets_ms=purse.end_ms)
+        yield Refusal("budget", *facts, spent, cost_pico, resets_ms=purse.resets_ms)
     elif spent + purse.held + cost_pico > budget.amount_pico:
         yield Refusal("budget_held", *facts, spent + purse.held, cost_pico, HELD_RETRY_MS)
 

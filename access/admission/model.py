@@ -58,8 +58,7 @@ class Budget:
     created_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
+class Balance(msgspec.Struct, frozen=True):
     """What is on record as spent from a budget in the window that starts at `window_ms`.
 
     `through` tells, for each gateway, the number of the last usage event that is included. Versions grow.
@@ -72,8 +71,7 @@ class Balance:
     through: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetUse:
+class BudgetUse(msgspec.Struct, frozen=True):
     """A budget as admission sees it now."""
 
     spent_pico: int

@@ -30,9 +30,12 @@ class Admission(Protocol):
         """Release the hold and count what was really used. Only the first settlement of a grant counts."""
 
     def exchange(
-        self, balances: Iterable[Balance], now_ms: int
+        self, balances: Iterable[Balance], now_ms: int, *, every: bool = True
     ) -> Mapping[str, BudgetUse] | Awaitable[Mapping[str, BudgetUse]]:
-        """Take over balances from the record (older versions are ignored); returns every budget's use."""
+        """Take over balances from the record (older versions are ignored); returns every budget's use.
+
+        Not `every`: of those under which calls are held at least, as that is cheap however many there are.
+        """
 
 
 async def answered(value: T | Awaitable[T]) -> T:

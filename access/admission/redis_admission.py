@@ -151,7 +151,9 @@ class RedisAdmission:
         except _FAILURES as error:
             _log.error("a call could not be settled in Redis", extra={"reason": str(error)})
 
-    async def exchange(self, balances: Iterable[Balance], now_ms: int) -> Mapping[str, BudgetUse]:
+    async def exchange(
+        self, balances: Iterable[Balance], now_ms: int, *, every: bool = True
+    ) -> Mapping[str, BudgetUse]:
         """See `Admission`. An empty answer where Redis is down."""
         by_org: dict[str, list[Budget]] = {}
         for policy in self._book.policies():

@@ -308,4 +308,4 @@ def read_balances(
     """
     columns = (budgets.c.id, budgets.c.window_ms, budgets.c.spent_pico, budgets.c.version)
     rows = connection.execute(select(*columns).where(budgets.c.version >= since_version))
-    return [Balance(row.id, row.window_ms, row.spent_pico, row.version, through) for row in rows]
+    return [Balance(*row, through) for row in rows]

@@ -241,7 +241,7 @@ class Limiter:
         policies = await asyncio.to_thread(self._source.read_policies)
         balances = await asyncio.to_thread(self._source.read_balances, 0)
         self._book.replace(policies)
-        await self._exchange(balances)
+        await self._exchange(balances, every=True)
 
     async def _follow(self) -> None:
         source = self._source
@@ -267,9 +267,9 @@ class Limiter:
         if balances or self._book.any_budget:
             await self._exchange(balances)
 
-    async def _exchange(self, balances: Sequence[Balance]) -> None:
+    async def _exchange(self, balances: Sequence[Balance], *, every: bool = False) -> None:
         """Take over balances and tell the control process what is held."""
-        uses = await answered(self._admission.exchange(balances, self._clock.now_ms()))
+        uses = await answered(self._admission.exchange(balances, self._clock.now_ms(), every=every))
         self._version = max((each.version for each in balances), default=self._version)
         held = {budget_id: use.held_pico for budget_id, use in uses.items() if use.held_pico}
         if held or self._held:
