@@ -22,12 +22,11 @@ class Activity:
         self._control = control
         self._clock = clock
         self._in_flight: dict[str, int] = {}
-        self._changed: dict[str, int] = {}  # deployment id to the time of its last call
+        self._changed: dict[str, int] = {}  # deployment id to the end of its last call
 
     def begin(self, deployment_id: str) -> None:
-        """A call for the deployment was admitted."""
+        """A call for the deployment was admitted. Until it ends it counts as just called."""
         self._in_flight[deployment_id] = self._in_flight.get(deployment_id, 0) + 1
-        self._changed[deployment_id] = self._clock.now_ms()
 
     def end(self, deployment_id: str) -> None:
         """It ended."""
@@ -47,7 +46,7 @@ class Activity:
     async def report(self) -> None:
         """Send what there is to say; kept for the next time when it cannot be said."""
         now_ms = self._clock.now_ms()
-        last_calls = dict.fromkeys(self._in_flight, now_ms) | self._changed
+        last_calls = self._changed | dict.fromkeys(self._in_flight, now_ms)
         if not last_calls:
             return
         report = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from core.errors import FareboxError, Timeout, Unavailable, UpstreamFailed
 from core.log import get_logger
 from functions.gateway.exchange import Exchange
+from functions.gateway.figures import headers_of
 from functions.gateway.record import CallRecord, refusal
 from functions.gateway.upstream import MAX_ERROR_BYTES, Answer, ServerGone, read_answer
 from functions.gateway.watchdog import Watchdog
@@ -158,7 +159,9 @@ class MeteredCall:
         self._record.note_answer(body)
         shown = self._record.render(body)
         await self._settle("completed", 200)
-        await self._exchange.answer(200, shown.data, self._record.cost_headers(), shown.content_type)
+        await self._exchange.answer(
+            200, shown.data, headers_of(self._record.cost_lines()), shown.content_type
+        )
 
     async def _relay(self, answer: Answer) -> None:
         """A streamed answer, piece by piece as the caller takes it."""

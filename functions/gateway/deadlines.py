@@ -50,6 +50,10 @@ class Deadlines:
         """No longer; it need not have been watched."""
         self._watched.pop(waiting, None)
 
+    def watched(self) -> list[Waiting]:
+        """Whatever is watched now."""
+        return list(self._watched)
+
     def _look(self, now: float) -> None:
         if self._on_look is not None:
             self._on_look(now)

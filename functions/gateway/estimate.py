@@ -17,7 +17,6 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Raw
 
-from metering.model import Usage
 from serving.model import Route
 from wire.openai import ModelRequest, Operation
 
@@ -61,7 +60,7 @@ def worst_case(
     """The worst case of a call that begins now; without its cost where nobody asks for it."""
     if operation == "audio.transcriptions":
         seconds = len(body) // LEAST_AUDIO_BYTES_PER_S + 1
-        return WorstCase(0, _cost({"audio_second": seconds}, route, at_ms) if priced else 0)
+        return WorstCase(0, _audio_cost(seconds, route, at_ms) if priced else 0)
     prompts = prompt_count(operation, request)
     context = route.context_length
     room = context * prompts if context else 1 << 40  # of all prompts together
@@ -78,32 +77,20 @@ def worst_case(
     tokens = given + output
     if answers == prompts and tokens > room:
         tokens = room  # prompt and answer share the context
-    return WorstCase(tokens, _cost({"input": bound, "output": output}, route, at_ms) if priced else 0)
+    return WorstCase(tokens, _token_cost(bound, output, route, at_ms) if priced else 0)
 
 
-def true_cost(usage: Usage, route: Route, ended_ms: int) -> int:
-    """What a finished call costs. What has no price costs nothing until it has one, as on the ledger."""
-    prices = route.unit_prices(ended_ms)
-    total = 0
-    for sku, quantity in usage.billable().items():
-        if quantity:
-            price = prices.get(sku)
-            if price is None and sku == "cached_input":
-                price = prices.get("input")
-            total += quantity * (price or 0)
-    return total
+def _audio_cost(seconds: int, route: Route, at_ms: int) -> int | None:
+    price = _dearest_prices(route, at_ms).get("audio_second")
+    return None if price is None else seconds * price
 
 
-def _cost(quantities: Mapping[str, int], route: Route, at_ms: int) -> int | None:
+def _token_cost(given: int, output: int, route: Route, at_ms: int) -> int | None:
     prices = _dearest_prices(route, at_ms)
-    total = 0
-    for sku, quantity in quantities.items():
-        if quantity:
-            price = prices.get(sku)
-            if price is None:
-                return None
-            total += quantity * price
-    return total
+    input_price, output_price = prices.get("input"), prices.get("output", None if output else 0)
+    if input_price is None or output_price is None:
+        return None
+    return given * input_price + output * output_price
 
 
 def _dearest_prices(route: Route, at_ms: int) -> Mapping[str, int]:
@@ -142,7 +129,7 @@ def prompt_count(operation: Operation, request: ModelRequest) -> int:
 
 def _has_media(body: bytes) -> bool:
     # Media come in a list within a list (the messages), or as a URL; nearly all bodies end here, at one scan.
-    if body.count(b"[") < 2 and b'_url"' not in body:
+    if body.find(b"[", body.find(b"[") + 1) < 0 and b'_url"' not in body:
         return False
     for mark in _MEDIA:  # noqa: SIM110  # a generator would cost more than the search
         if mark in body:

@@ -109,13 +109,7 @@ class FastCall:
             target = server_of(record.server)
             body = record.upstream_body()
             head = request_head(
-                target,
-                record.operation,
-                len(body),
-                route=record.route,
-                attempt_id=record.request_id,
-                traceparent=traceparent,
-                tracestate=tracestate,
+                target, record.operation, len(body), record.route, record.request_id, traceparent, tracestate
             )
         except FareboxError as error:
             self._fail(error)
@@ -354,7 +348,7 @@ class FastCall:
             else:
                 caller.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(self._last), self._last))
         else:
-            costs = self.record.cost_headers()
+            costs = self.record.cost_lines()
             caller.write(self._lane.plain_answer(caller, self.record, 200, self._last, costs))
         self._leave()
         self._lane.over(self, caller)
@@ -376,7 +370,9 @@ class FastCall:
             connection.abort()
 
     def _leave(self) -> None:
+        if not self._settling:  # else it is forgotten already
+            self._lane.deadlines.forget(self)
         self._over = self._settling = True
-        self._lane.deadlines.forget(self)
-        self._leave_server()
+        if self._connection is not None or self._connecting is not None:
+            self._leave_server()
         self._gateway.activity.end(self.record.route.deployment_id)

@@ -5,7 +5,6 @@ refusals, cold starts, second attempts and odd requests are written once.
 """
 
 import asyncio
-from collections.abc import Iterable
 from time import perf_counter_ns
 from typing import Protocol
 
@@ -23,12 +22,13 @@ from functions.gateway.exchange import (
 from functions.gateway.fast_call import FastCall
 from functions.gateway.gateway import Gateway
 from functions.gateway.hot import warm_call
-from functions.gateway.limiter import limit_headers
+from functions.gateway.limiter import limit_lines
 from functions.gateway.record import CallRecord
 from functions.gateway.upstream import ServerGone
 from wire.openai import Operation
 
 _log = get_logger(__name__)
+MAX_FAST_BODY = 1024 * 1024
 _JSON_HEADERS = [(b"content-type", b"application/json")]
 
 
@@ -62,8 +62,8 @@ class FastLane:
         self.gateway = gateway
         self.deadlines = gateway.deadlines
         self.loop = asyncio.get_running_loop()
+        self.max_body_bytes = min(MAX_FAST_BODY, gateway.settings.max_body_bytes)
         self.served = 0
-        self._calls: set[FastCall] = set()
         self._default_headers: list[Header] | None = None
         self._prefixes: dict[tuple[int, bool], bytes] = {}
         gateway.interrupt_fast_calls = self.interrupt
@@ -94,7 +94,6 @@ class FastLane:
         client_id = headers.get(b"x-client-request-id")
         caller.client_request_id = printable(client_id) if client_id else b""
         call = caller.call = FastCall(self, caller, record)
-        self._calls.add(call)
         self.served += 1
         call.begin(headers.get(b"traceparent"), headers.get(b"tracestate"))
         gateway.metrics.prepare.note((perf_counter_ns() - began_ns) // 1000)
@@ -102,48 +101,48 @@ class FastLane:
 
     def over(self, call: FastCall, caller: Caller) -> None:
         """A call is over, its answer written."""
-        self._calls.discard(call)
         self.gateway.in_flight -= 1
         if not caller.gone:
             caller.answer_over()
 
     def hand_over(self, call: FastCall, caller: Caller, gone: ServerGone, *, started: bool) -> None:
         """The call needs a second attempt. It stays in flight: the slow lane counts it out."""
-        self._calls.discard(call)
         caller.go_on_slowly(call.record, gone, started=started)
 
     def interrupt(self) -> None:
         """Settle and end every call now: the process is about to."""
-        for call in list(self._calls):
-            call.interrupt()
+        for waiting in self.deadlines.watched():
+            if isinstance(waiting, FastCall):
+                waiting.interrupt()
 
     # -- heads of answers, as uvicorn writes them --
 
     def plain_answer(
-        self, caller: Caller, record: CallRecord, status: int, body: bytes, more: Iterable[Header] = ()
+        self, caller: Caller, record: CallRecord, status: int, body: bytes, lines: bytes = b""
     ) -> bytes:
-        """A whole JSON answer."""
-        head = b"%bcontent-length: %d\r\n%b" % (
+        """A whole JSON answer, with further lines in its head."""
+        return b"%bcontent-length: %d\r\n%b%b%b" % (
             self._prefix(caller, status, stream=False),
             len(body),
-            self._rest(caller, record, more),
+            lines,
+            self._rest(caller, record),
+            body,
         )
-        return head + body
 
     def error_answer(self, caller: Caller, record: CallRecord, error: FareboxError) -> bytes:
         """An error as OpenAI's document."""
-        return self.plain_answer(caller, record, error.status, encode_error(error), error_headers(error))
+        lines = b"".join([b"%b: %b\r\n" % header for header in error_headers(error)])
+        return self.plain_answer(caller, record, error.status, encode_error(error), lines)
 
     def stream_head(self, caller: Caller, record: CallRecord) -> bytes:
         """The head of a streamed answer."""
-        more = [(b"transfer-encoding", b"chunked")]
-        return self._prefix(caller, 200, stream=True) + self._rest(caller, record, more)
+        prefix = self._prefix(caller, 200, stream=True)
+        return b"%btransfer-encoding: chunked\r\n%b" % (prefix, self._rest(caller, record))
 
-    def _rest(self, caller: Caller, record: CallRecord, more: Iterable[Header]) -> bytes:
-        rest = b"".join([b"%b: %b\r\n" % header for header in (*more, *limit_headers(record))])
+    def _rest(self, caller: Caller, record: CallRecord) -> bytes:
         client_id = caller.client_request_id
         return b"%bx-request-id: %b\r\n%b%b\r\n" % (
-            rest,
+            limit_lines(*record.figures),
             record.request_id.encode(),
             b"x-client-request-id: %b\r\n" % client_id if client_id else b"",
             b"" if caller.keep_alive else b"connection: close\r\n",

@@ -14,21 +14,21 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from core.log import get_logger
 from functions.gateway.exchange import MAX_HEADER_BYTES, MAX_HEADERS, Header, Receive, Scope, Send
 from functions.gateway.fast_call import FastCall
-from functions.gateway.fast_lane import FastLane
-from functions.gateway.hot import HotRoutes, hot_route
+from functions.gateway.fast_lane import MAX_FAST_BODY, FastLane
+from functions.gateway.hot import OPERATIONS, HotRoutes, hot_route
 from functions.gateway.record import CallRecord
 from functions.gateway.upstream import ServerGone
 from wire.openai import Operation
 
 _log = get_logger(__name__)
 
-MAX_FAST_BODY = 1024 * 1024
 _BODY_PATIENCE_S = 1.0  # for a body that did not come with its head; then the slow lane waits for it
 _HEAD_TIMEOUT_S = 30.0
 _MAX_HEAD_READ = (
     2 * MAX_HEADER_BYTES
 )  # of a head that does not end; a whole one may still be refused politely
 _NEVER = math.inf
+_BY_URL = {path.encode(): (operation, "") for path, operation in OPERATIONS.items()}
 
 
 class _Busy:
@@ -50,13 +50,18 @@ class _Candidate:
     __slots__ = ("endpoint_name", "headers", "keep_alive", "operation", "parts", "raw_headers", "url")
 
     def __init__(
-        self, url: bytes, raw_headers: list[Header], headers: dict[bytes, bytes], found: tuple[Operation, str]
+        self,
+        url: bytes,
+        raw_headers: list[Header],
+        headers: dict[bytes, bytes],
+        found: tuple[Operation, str],
+        keep_alive: bool,
     ) -> None:
         self.url = url
         self.raw_headers = raw_headers
         self.headers = headers
         self.operation, self.endpoint_name = found
-        self.keep_alive = True
+        self.keep_alive = keep_alive
         self.parts: list[bytes] = []
 
     # What uvicorn asks of its parser when a head is complete, answered later than the parser could.
@@ -90,7 +95,8 @@ class FastLaneProtocol(HttpToolsProtocol):
         self._busy: Any = _Busy()
         self._candidate: _Candidate | None = None  # while its body is read
         self._served: _Candidate | None = None  # while the fast lane answers it
-        self._head_since: float | None = None
+        self._in_head = False
+        self._head_since: float | None = None  # when one did not come in one piece
         self._head_bytes = 0
 
     # -- the transport's side --
@@ -114,11 +120,13 @@ class FastLaneProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._candidate is not None:
             self.deadline = self.loop.time() + _BODY_PATIENCE_S
-        elif self._head_since is None:
+        elif not self._in_head:
             self._head_bytes = 0
         elif self._head_bytes > _MAX_HEAD_READ:
             self._refuse(431)
         else:
+            if self._head_since is None:
+                self._head_since = self.loop.time()
             self.deadline = self._head_since + _HEAD_TIMEOUT_S
 
     def pause_writing(self) -> None:
@@ -147,7 +155,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         if self._candidate is not None:
             candidate, self._candidate = self._candidate, None
             self._go_slowly(candidate, more_body=True)
-        elif self._head_since is not None:
+        elif self._in_head:
             self._refuse(408)
         elif self.transport.get_write_buffer_size():
             self.transport.abort()  # idle, and has not even taken its last answer
@@ -167,10 +175,10 @@ class FastLaneProtocol(HttpToolsProtocol):
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
-        self._head_since = self.loop.time()
+        self._in_head = True
 
     def on_headers_complete(self) -> None:
-        self._head_since = None
+        self._in_head, self._head_since = False, None
         self._candidate = self._find_candidate()
         if self._candidate is None:
             self._begin_scope(self.url, self.headers)
@@ -198,33 +206,32 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def _find_candidate(self) -> _Candidate | None:
         url = self.url
+        found = _BY_URL.get(url)
+        if found is None:
+            found = hot_route(url.decode("latin-1")) if b"%" not in url and b"?" not in url else None
         if (
-            self._head_bytes > MAX_HEADER_BYTES + MAX_FAST_BODY
+            found is None
+            or self._head_bytes > MAX_HEADER_BYTES + MAX_FAST_BODY
             or len(self.headers) > MAX_HEADERS
             or self.expect_100_continue
-            or b"%" in url
-            or b"?" in url
             or (self.cycle is not None and not self.cycle.response_complete)
             or self.flow.write_paused
             or self.limit_concurrency is not None
         ):
             return None
-        found = hot_route(url.decode("latin-1"))
         parser = self.parser
-        if found is None or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
-            return None
         headers = dict(self.headers)
         length = headers.get(b"content-length", b"")
         if (
-            not length.isdigit()
-            or int(length) > min(MAX_FAST_BODY, self.lane.gateway.settings.max_body_bytes)
+            parser.get_method() != b"POST"
+            or parser.get_http_version() != "1.1"
+            or not length.isdigit()
+            or int(length) > self.lane.max_body_bytes
             or b"transfer-encoding" in headers
             or parser.should_upgrade()
         ):
             return None
-        candidate = _Candidate(url, self.headers, headers, found)
-        candidate.keep_alive = parser.should_keep_alive()
-        return candidate
+        return _Candidate(url, self.headers, headers, found, parser.should_keep_alive())
 
     # -- serving --
 

@@ -59,8 +59,20 @@ def _tallied(
     return Usage(given, min(counts.cached_input if counts is not None else 0, given), output), source
 
 
-def cost_usd(usage: Usage, route: Route, at_ms: int) -> str:
-    """The exact cost in US dollars; "" when any part of it has no price yet, or the prices are not known here."""
+class Cost(NamedTuple):
+    """What has no price costs nothing until it has one; then, or where no prices are known here, it is not `known`."""
+
+    pico: int
+    known: bool
+
+    @property
+    def usd(self) -> str:
+        """The exact cost in US dollars, "" when it is not known."""
+        return format_pico(self.pico) if self.known else ""
+
+
+def cost_of(usage: Usage, route: Route, at_ms: int) -> Cost:
+    """The cost of a call that ended at an instant."""
     prices = route.unit_prices(at_ms)
     fresh_price = prices.get("input")
     # Spelled out, not looped over `billable()`: this is on the way of every call.
@@ -70,26 +82,29 @@ def cost_usd(usage: Usage, route: Route, at_ms: int) -> str:
         (usage.output, prices.get("output")),
         (-(-usage.audio_ms // 1000), prices.get("audio_second")),
     )
-    total = 0
+    total, known = 0, bool(prices)
     for quantity, price in parts:
         if quantity:
             if price is None:
-                return ""
-            total += quantity * price
-    return format_pico(total) if prices else ""
+                known = False
+            else:
+                total += quantity * price
+    return Cost(total, known)
 
 
-def cost_headers(usage: Usage, route: Route, at_ms: int) -> list[Header]:
-    """The counts and the cost of a plain answer, as headers."""
+def cost_lines(usage: Usage, cost: Cost) -> bytes:
+    """The counts and the cost of a plain answer, as lines of its head."""
     if usage.audio_ms:
-        headers = [(b"x-farebox-audio-seconds", b"%d" % usage.billable()["audio_second"])]
+        counts = b"x-farebox-audio-seconds: %d\r\n" % usage.billable()["audio_second"]
     else:
-        headers = [
-            (b"x-farebox-input-tokens", b"%d" % usage.input),
-            (b"x-farebox-cached-input-tokens", b"%d" % usage.cached_input),
-            (b"x-farebox-output-tokens", b"%d" % usage.output),
-        ]
-    cost = cost_usd(usage, route, at_ms)
-    if cost:
-        headers.append((b"x-farebox-cost-usd", cost.encode()))
-    return headers
+        counts = (
+            b"x-farebox-input-tokens: %d\r\nx-farebox-cached-input-tokens: %d\r\nx-farebox-output-tokens: %d\r\n"
+        ) % (usage.input, usage.cached_input, usage.output)
+    usd = cost.usd
+    return b"%bx-farebox-cost-usd: %b\r\n" % (counts, usd.encode()) if usd else counts
+
+
+def headers_of(lines: bytes) -> list[Header]:
+    """The lines of a head as ASGI has them."""
+    pairs = [line.partition(b": ") for line in lines.splitlines()]
+    return [(name, value) for name, _, value in pairs]

@@ -33,8 +33,8 @@ from core.errors import FareboxError, PaymentRequired, RateLimited, Unavailable
 from core.log import get_logger
 from core.settings import Settings
 from functions.gateway.control import ControlClient
-from functions.gateway.estimate import true_cost, worst_case
-from functions.gateway.figures import Header
+from functions.gateway.estimate import worst_case
+from functions.gateway.figures import Header, headers_of
 from functions.gateway.record import CallRecord
 
 _log = get_logger(__name__)
@@ -161,7 +161,7 @@ class Limiter:
         tokens = usage.input + usage.output if billed else 0
         cost_pico = 0
         if billed and self._book.any_budget:
-            cost_pico = true_cost(usage, record.route, event.ended_ms)
+            cost_pico = record.cost().pico
         # The number may be that of a later event: then the record must be a little further on before this call
         # is left to it, and nothing is missed.
         outcome = Outcome(tokens, cost_pico, self._last_sequence(), event.ended_ms)
@@ -297,7 +297,7 @@ def refused(refusal: Refusal) -> FareboxError:
         error = Unavailable(message, code="limits_unavailable", retry_after_s=retry_after_s)
     else:
         error = RateLimited(message, retry_after_s=retry_after_s)
-    headers = figure_headers(refusal.requests, refusal.tokens)
+    headers = headers_of(limit_lines(refusal.requests, refusal.tokens))
     if error.status == 429 and not 0 <= wait_ms <= _LONGEST_SENSIBLE_WAIT_MS:
         headers.append((b"x-should-retry", b"false"))  # the official clients heed it
     error.headers = headers
@@ -306,21 +306,21 @@ def refused(refusal: Refusal) -> FareboxError:
 
 def limit_headers(record: CallRecord) -> list[Header]:
     """What an answer says of the limits of its call."""
-    return figure_headers(*record.figures)
+    return headers_of(limit_lines(*record.figures))
 
 
-def figure_headers(requests: Figures | None, tokens: Figures | None) -> list[Header]:
-    """OpenAI's headers: whole figures, and durations such as `6m0s`."""
-    headers: list[Header] = []
+_REQUESTS = b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %b\r\n"
+_TOKENS = _REQUESTS.replace(b"-requests", b"-tokens")
+
+
+def limit_lines(requests: Figures | None, tokens: Figures | None) -> bytes:
+    """OpenAI's headers as lines of a head: whole figures, and durations such as `6m0s`."""
+    lines = b""
     if requests is not None:
-        headers.append((b"x-ratelimit-limit-requests", b"%d" % requests.limit))
-        headers.append((b"x-ratelimit-remaining-requests", b"%d" % requests.remaining))
-        headers.append((b"x-ratelimit-reset-requests", _duration(requests.reset_ms)))
+        lines = _REQUESTS % (requests.limit, requests.remaining, _duration(requests.reset_ms))
     if tokens is not None:
-        headers.append((b"x-ratelimit-limit-tokens", b"%d" % tokens.limit))
-        headers.append((b"x-ratelimit-remaining-tokens", b"%d" % tokens.remaining))
-        headers.append((b"x-ratelimit-reset-tokens", _duration(tokens.reset_ms)))
-    return headers
+        lines += _TOKENS % (tokens.limit, tokens.remaining, _duration(tokens.reset_ms))
+    return lines
 
 
 @lru_cache(maxsize=1024)

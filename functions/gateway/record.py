@@ -11,7 +11,7 @@ import msgspec
 from access.admission.model import Figures, Grant
 from access.model import Principal
 from core.errors import UpstreamFailed
-from functions.gateway.figures import Header, Tally, cost_headers, cost_usd, metered
+from functions.gateway.figures import Cost, Tally, cost_lines, cost_of, metered
 from metering.model import Status, Usage, UsageEvent, UsageSource
 from serving.model import Route
 from wire import prompts, transcript
@@ -34,6 +34,7 @@ class CallRecord:
 
     __slots__ = (
         "_answer_estimate",
+        "_cost",
         "_input_estimate",
         "_rest",
         "_transcript",
@@ -93,6 +94,7 @@ class CallRecord:
         self.server = ""  # base URL of the one it was sent to
         self.tally: Tally | None = None  # counted by us, where the engine left something out
         self._answer_estimate = 0
+        self._cost: Cost | None = None
         self._transcript: Transcript | None = None  # of a plain answer that the engine did not count
         self._input_estimate: TokenCounts | None = None
         self._rest = b""  # of a stream that has ended
@@ -189,7 +191,7 @@ class CallRecord:
         counted = None
         if source == "counted":
             counted = TokenCounts(usage.input, usage.cached_input, usage.output, usage.reasoning)
-        closing = chunks.closing_events(cost_usd(usage, self.route, self.ended_ms), counted)
+        closing = chunks.closing_events(cost_of(usage, self.route, self.ended_ms).usd, counted)
         return self._rest + closing + chunks.terminator
 
     @property
@@ -208,29 +210,39 @@ class CallRecord:
         if status == "completed":
             ended_ms = self.ended_ms = self.ended_ms or ended_ms
             self.billed = usage
-        event = self.last_event = UsageEvent(
-            request_id=self.request_id,
-            org_id=route.org_id,
-            project_id=route.project_id,
-            key_id=self.principal.key_id,
-            endpoint_id=route.endpoint_id,
-            deployment_id=route.deployment_id,
-            model_id=route.model_id,
-            operation=self.operation,
-            stream=self.request.stream,
-            status=status,
-            http_status=http_status,
-            usage=usage,
-            usage_source=source,
-            received_ms=self.received_ms,
-            sent_ms=self.sent_ms,
-            first_byte_ms=self.first_byte_ms,
-            ended_ms=ended_ms,
-            attempt=self.attempt,
-            engine_request_id=chunks.engine_id if chunks is not None else self.engine_id,
-            finish_reason=chunks.finish_reason if chunks is not None else self.finish_reason,
+        answer = self if chunks is None else chunks
+        self._cost = None
+        event = self.last_event = UsageEvent(  # by position: names would double the price
+            self.request_id,
+            route.org_id,
+            route.project_id,
+            self.principal.key_id,
+            route.endpoint_id,
+            route.deployment_id,
+            route.model_id,
+            self.operation,
+            self.request.stream,
+            status,
+            http_status,
+            usage,
+            source,
+            self.received_ms,
+            self.sent_ms,
+            self.first_byte_ms,
+            ended_ms,
+            self.attempt,
+            answer.engine_id,
+            answer.finish_reason,
         )
         return event
+
+    def cost(self) -> Cost:
+        """What the last event's usage costs."""
+        event = self.last_event
+        assert event is not None, "it was made"
+        if self._cost is None:
+            self._cost = cost_of(event.usage, self.route, event.ended_ms)
+        return self._cost
 
     def _usage(self, status: Status) -> tuple[Usage, UsageSource]:
         """The engine's latest counts; what it left out is counted or estimated, and the whole marked so."""
@@ -254,9 +266,9 @@ class CallRecord:
         if self.chunks is not None:
             self.chunks.transcript = None
 
-    def cost_headers(self) -> list[Header]:
-        """For a plain answer whose event is made: what it counted and cost."""
-        return cost_headers(self.billed, self.route, self.ended_ms)
+    def cost_lines(self) -> bytes:
+        """For the head of a plain answer whose event is made: what it counted and cost."""
+        return cost_lines(self.billed, self.cost())
 
     def _estimated_input(self) -> TokenCounts:
         if self._input_estimate is None:

@@ -200,7 +200,6 @@ def request_head(
     target: Target,
     operation: Operation | FreeOperation,
     length: int,
-    *,
     route: Route,
     attempt_id: str,
     traceparent: bytes | None = None,
@@ -210,22 +209,23 @@ def request_head(
     """The head of a request to a model server. UpstreamFailed: its key is not there."""
     key = _key_of(route) if route.upstream_key_env else ""
     head = b"%bcontent-type: %b\r\nx-request-id: %b\r\ncontent-length: %d\r\n" % (
-        _fixed_head(target, PATHS[operation], key),
+        _fixed_head(target.host_header, target.path_prefix, PATHS[operation], key),
         body_type,
         attempt_id.encode(),
         length,
     )
-    for name, value in ((b"traceparent", traceparent), (b"tracestate", tracestate)):
-        if value is not None and len(value) < 512 and value.isascii():
-            head += b"%b: %b\r\n" % (name, value)
+    if traceparent is not None or tracestate is not None:
+        for name, value in ((b"traceparent", traceparent), (b"tracestate", tracestate)):
+            if value is not None and len(value) < 512 and value.isascii():
+                head += b"%b: %b\r\n" % (name, value)
     return head + b"\r\n"
 
 
 @lru_cache(maxsize=4096)
-def _fixed_head(target: Target, path: str, key: str) -> bytes:
+def _fixed_head(host: bytes, prefix: bytes, path: str, key: str) -> bytes:
     lines = [
-        b"POST %b%b HTTP/1.1" % (target.path_prefix, path.encode()),
-        b"host: " + target.host_header,
+        b"POST %b%b HTTP/1.1" % (prefix, path.encode()),
+        b"host: " + host,
         # Compressed, the stream could neither be read for usage nor be passed on piece by piece.
         b"accept-encoding: identity",
     ]

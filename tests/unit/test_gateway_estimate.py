@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from functions.gateway.estimate import true_cost, worst_case
+from functions.gateway.estimate import worst_case
+from functions.gateway.figures import cost_of
 from metering.model import Usage
 from serving.model import Route, Tariff
 from tests.gateway_fixture import make_route
@@ -52,7 +53,7 @@ def test_money_is_bounded_by_the_bytes_even_of_dense_text() -> None:
     digits = "7" * 3000  # a token each, in some tokenizers
     tokens, cost = worst(messages=message(digits), max_tokens=1)
     assert 1000 < tokens < 1200
-    assert cost is not None and cost >= true_cost(Usage(input=3010, output=1), route(), NOW)
+    assert cost is not None and cost >= cost_of(Usage(input=3010, output=1), route(), NOW).pico
 
 
 @pytest.mark.parametrize(
@@ -93,4 +94,4 @@ def test_an_unknown_price_is_said_so_and_cached_input_falls_back() -> None:
         worst(of=route(tariffs=(Tariff(0, {"input": 10}),)), messages=message("Hi"), max_tokens=5)[1] is None
     )
     assert worst(of=route(tariffs=()), messages=message("Hi"), max_tokens=5)[1] is None
-    assert true_cost(Usage(input=10, cached_input=4, output=1), route(), NOW) == 10 * 10 + 100
+    assert cost_of(Usage(input=10, cached_input=4, output=1), route(), NOW).pico == 10 * 10 + 100

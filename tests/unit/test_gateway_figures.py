@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from billing.rate import rate
 from core.money import format_pico
-from functions.gateway.figures import cost_headers, cost_usd, metered
+from functions.gateway.figures import cost_lines, cost_of, headers_of, metered
 from metering.model import Usage
 from serving.model import Tariff
 from tests.gateway_fixture import make_route
@@ -32,17 +32,18 @@ def test_the_same_as_rating(
     route = make_route("http://x", tariffs=(Tariff(0, prices),))
     items, unpriced = rate(usage.billable(), _Price(prices))
     expected = "" if unpriced or not prices else format_pico(sum(item.amount_pico for item in items))
-    assert cost_usd(usage, route, 5) == expected
-    told = dict(cost_headers(usage, route, 5))
+    cost = cost_of(usage, route, 5)
+    assert cost.usd == expected
+    told = dict(headers_of(cost_lines(usage, cost)))
     assert told.get(b"x-farebox-cost-usd", b"").decode() == expected
 
 
 def test_prices_of_the_instant() -> None:
     route = make_route("http://x", tariffs=(Tariff(0, {"input": 1}), Tariff(60_000, {"input": 3})))
-    assert [cost_usd(Usage(1), route, at) for at in (0, 59_999, 60_000)] == [
+    assert [cost_of(Usage(1), route, at).usd for at in (0, 59_999, 60_000)] == [
         *("0.000000000001", "0.000000000001", "0.000000000003"),
     ]
-    assert cost_usd(Usage(1), make_route("http://x"), 0) == ""
+    assert cost_of(Usage(1), make_route("http://x"), 0).usd == ""
 
 
 def test_what_the_engine_left_out_is_estimated() -> None:
