@@ -138,6 +138,7 @@ async def _run_until(stopping: asyncio.Event, control: Control, gateway: ChildPr
             ("minute tick", control.tick.run()),
             ("invoicer", control.invoicer.run()),
             ("runtime", control.runtime.run()),
+            ("reconciliation", control.reconciliation.run()),
             ("engine counters", control.runtime.counters.run()),
         )
     ]

@@ -21,6 +21,8 @@ from functions.console.dependencies import ConsoleDependencies
 from functions.invoicer.handler import Invoicer
 from functions.meter_sink.handler import MeterSink
 from functions.minute_tick.handler import MinuteTick
+from functions.reconcile import Reconciler
+from functions.reconcile_hourly import HourlyReconciliation
 from functions.tokens import TokenCounter, token_counter
 from metering.endpoint_minutes import MAX_PER_SWEEP, EndpointLife, sweep
 from metering.relay import Relay
@@ -44,6 +46,7 @@ class Control:
     tick: MinuteTick
     invoicer: Invoicer
     runtime: LocalRuntime
+    reconciliation: HourlyReconciliation
     console: ConsoleDependencies
     tokens: TokenCounter
 
@@ -91,8 +94,9 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
         catch_up=catch_up,
         keeper=keeper,
     )
+    reconciliation = HourlyReconciliation(Reconciler(db, clock, catch_up))
     tokens = token_counter(settings, db)
-    return Control(settings, clock, db, sink, tick, invoicer, runtime, console, tokens)
+    return Control(settings, clock, db, sink, tick, invoicer, runtime, reconciliation, console, tokens)
 
 
 def issuer_of(settings: Settings) -> Issuer:

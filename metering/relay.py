@@ -231,7 +231,9 @@ class Relay:
             still_open = bool(intake.progress) or (
                 self._open[gateway] and store.any_progress(conn, intake.source)
             )
-            if batch.new_epoch:
+            if (
+                batch.new_epoch and stored.epoch
+            ):  # not the first one: another ended, perhaps with calls in flight
                 store.note_gateway_start(conn, intake.source, batch.cursor.epoch)
             store.put_in_quarantine(conn, intake.quarantined, now_ms)
             store.record_alarms(conn, intake.alarms, now_ms)

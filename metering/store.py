@@ -118,7 +118,7 @@ def write_cursor(conn: Connection, cursor: Cursor, now_ms: int) -> None:
 
 
 def note_gateway_start(conn: Connection, source: str, epoch: int) -> None:
-    """A gateway began; its epoch is the instant."""
+    """A gateway began again; its epoch is the instant."""
     insert_ignoring(conn, gateway_starts, [{"source": source, "started_ms": epoch}])
 
 

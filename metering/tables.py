@@ -258,7 +258,7 @@ engine_counters = Table(
     Index("ix_engine_counters_at_ms", "at_ms"),
 )
 
-# When gateways began: a call that was in flight just before, and had no progress noted yet, left no event.
+# When gateways began again: a call that was in flight just before, and had no progress noted yet, left no event.
 gateway_starts = Table(
     "gateway_starts",
     metadata,

@@ -116,6 +116,10 @@ class LocalRuntime:
         own = [_counted(replica) for replica in with_replica if replica is not None]
         return own + await asyncio.to_thread(self._attached_servers)
 
+    async def read_counters(self) -> None:
+        """Read all of them now, and keep what they say."""
+        await self.counters.read_all("asked")
+
     def _attached_servers(self) -> list[CountedServer]:
         with self._around.db.read() as connection:
             return [

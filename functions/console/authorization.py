@@ -46,6 +46,8 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("POST", "/api/serverless-endpoints/{name}/regenerate-keys"): ADMIN,
     ("GET", "/api/serverless-endpoints/{name}/logs"): ADMIN,
     ("GET", "/api/deployments"): ADMIN,
+    ("GET", "/api/reconciliation"): ADMIN,
+    ("GET", "/api/alarms"): ADMIN,
     ("GET", "/api/usage"): PROJECT,
     ("GET", "/api/receipts"): PROJECT,
     ("GET", "/api/receipts/{request_id}"): ANY_KEY,

@@ -24,6 +24,8 @@ class RuntimeView(Protocol):
 
     def tail_log(self, deployment_id: str, lines: int) -> str: ...
 
+    async def read_counters(self) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class ConsoleDependencies:

@@ -17,6 +17,7 @@ from functions.console import (
     organizations,
     prices,
     quarantine,
+    reconciliation,
     usage,
 )
 from functions.console.dependencies import ConsoleDependencies
@@ -74,6 +75,7 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
         events,
         quarantine,
         audit,
+        reconciliation,
     )
     for group in groups:
         app.include_router(group.router)

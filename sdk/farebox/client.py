@@ -9,6 +9,7 @@ from farebox.errors import FareboxAPIError
 from farebox.event_resources import AuditLog, Events, Quarantine
 from farebox.price_resources import Prices
 from farebox.resources import (
+    Alarms,
     Budgets,
     Deployments,
     Invoices,
@@ -18,6 +19,7 @@ from farebox.resources import (
     Organizations,
     Projects,
     Receipts,
+    ReconciliationOf,
     ServerlessEndpoints,
     Usage,
 )
@@ -55,6 +57,8 @@ class Client:
         self.usage = Usage(self._transport)
         self.receipts = Receipts(self._transport)
         self.invoices = Invoices(self._transport)
+        self.reconciliation = ReconciliationOf(self._transport)
+        self.alarms = Alarms(self._transport)
         self.limits = LimitsOf(self._transport)
         self.budgets = Budgets(self._transport)
         self.prices = Prices(self._transport)

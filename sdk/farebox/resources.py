@@ -6,6 +6,7 @@ from typing import cast
 from farebox.resource import Resource, given, rows_of
 from farebox.transport import path_of
 from farebox.types import (
+    Alarm,
     ApiKey,
     Budget,
     BudgetWindow,
@@ -23,6 +24,7 @@ from farebox.types import (
     Project,
     PutModel,
     Receipt,
+    Reconciliation,
     ServerlessEndpoint,
     UsageReport,
 )
@@ -228,6 +230,26 @@ class Invoices(Resource):
         """The invoice as it would be now. `period` is a month, `YYYY-MM`; default: the current one (UTC)."""
         params = {"organization": organization, "period": period}
         return cast(InvoicePreview, self._transport.json("GET", "/api/invoices/preview", params=params))
+
+
+class ReconciliationOf(Resource):
+    """The proof: what engines counted, what was metered, the ledger, the invoices, the payment provider."""
+
+    def get(
+        self, *, organization: str | None = None, start: str | None = None, end: str | None = None
+    ) -> Reconciliation:
+        """Compare [start, end) by the hour; default: the last day until now. At most seven days."""
+        params = {"organization": organization, "start": start, "end": end}
+        return cast(Reconciliation, self._transport.json("GET", "/api/reconciliation", params=params))
+
+
+class Alarms(Resource):
+    """What an operator must look at."""
+
+    def list(self, *, kind: str | None = None, limit: int = 50) -> list[Alarm]:
+        """The newest, newest first."""
+        page = self._transport.json("GET", "/api/alarms", params={"kind": kind, "limit": limit})
+        return cast("list[Alarm]", rows_of(page, "/api/alarms"))
 
 
 class LimitsOf(Resource):

@@ -388,6 +388,47 @@ class UsageReport(TypedDict):
     next: None
 
 
+class ReconciledHour(TypedDict):
+    """One hour of an endpoint, of a deployment that several share, or of what is of no endpoint."""
+
+    hour: str
+    scope: Literal["endpoint", "deployment", "platform"]
+    id: str
+    name: str
+    organization_id: str | None
+    organization: str | None
+    model: str | None
+    deployment: str | None
+    figures: dict[str, dict[str, int | None]]
+    invoice: str | None
+    no_counters: str | None
+    differences: list[dict[str, Any]]
+    verdict: Literal["equal", "explained", "unexplained"]
+
+
+class Reconciliation(TypedDict):
+    """All records of [start, end) compared; `unexplained` is the number of differences that nothing explains."""
+
+    start: str
+    end: str
+    as_of: str
+    verdict: Literal["equal", "explained", "unexplained"]
+    unexplained: int
+    truncated: bool
+    data: list[ReconciledHour]
+    invoices: list[dict[str, Any]]
+    hourly: list[dict[str, Any]]
+
+
+class Alarm(TypedDict):
+    """Something that an operator must look at."""
+
+    at: str
+    kind: str
+    source: str
+    detail: str
+
+
 class Status(TypedDict):
     """Put together by the client from the health routes and the deployments."""
 

@@ -66,6 +66,9 @@ class QuietRuntime:
     def status(self) -> Mapping[str, LiveStatus]:
         return self.live
 
+    async def read_counters(self) -> None:
+        return None
+
     def tail_log(self, deployment_id: str, lines: int) -> str:
         return f"log of {deployment_id}\n{lines} lines\n"
 

@@ -4,6 +4,7 @@ The engine and the sample model are made by the project's own commands where the
 runs of one user (FAREBOX_ENGINES_DIR and FAREBOX_MODELS_DIR, else ~/.farebox).
 """
 
+import json
 import re
 import subprocess
 import time
@@ -155,6 +156,45 @@ def test_tokens_billed_are_tokens_produced(platform: platforms.Platform, ai: ope
         fresh = [r for r in client.receipts.iterate(organization="acme") if r["request_id"] not in known]
     assert len(fresh) == 20
     assert sum(receipt["usage"]["output"] for receipt in fresh) == produced
+
+
+def test_reconcile_is_clean_after_all_that_and_tells_a_call_past_the_gateway(
+    platform: platforms.Platform, ai: openai.OpenAI
+) -> None:
+    for length in (1, 7, 30):  # callers who leave: early, later, and without having asked for a stream
+        stream = ai.chat.completions.create(
+            model="sample", messages=MESSAGES, max_tokens=400, stream=True, extra_body={"ignore_eos": True}
+        )
+        for number, _ in enumerate(stream):
+            if number == length:
+                break
+        stream.close()
+    with pytest.raises(openai.APITimeoutError):
+        ai.with_options(timeout=0.3).chat.completions.create(
+            model="sample", messages=MESSAGES, max_tokens=2000, extra_body={"ignore_eos": True}
+        )
+    ai.chat.completions.create(model="sample", messages=MESSAGES, max_tokens=6, n=3, temperature=1)
+    time.sleep(3)
+    run = platform.cli("reconcile", "-o", "json", ok=False)
+    answer = json.loads(run.stdout)
+    assert run.returncode == 0, run.stdout
+    rows = [hour for hour in answer["data"] if "output" in hour["figures"]]
+    assert rows and all(hour["figures"]["output"]["engine"] for hour in rows), "the engine was read"
+    kinds = {each["kind"] for hour in rows for each in hour["differences"] if each["between"] == "engine"}
+    assert "repeated_prompt" in kinds
+    assert kinds <= {"repeated_prompt", "hang_up", "in_flight", "hour_edge", "estimated", "unbilled_error"}
+    with platform.client() as client:
+        url = next(
+            r["url"] for d in client.deployments.list() for r in d["replicas"] if r.get("state") == "ready"
+        )
+    body = json.dumps({"model": MODEL, "prompt": "for free " * 300, "max_tokens": 300, "ignore_eos": True})
+    request = urllib.request.Request(
+        f"{url}/v1/completions", body.encode(), {"content-type": "application/json"}
+    )
+    urllib.request.urlopen(request, timeout=60).close()
+    time.sleep(1)
+    run = platform.cli("reconcile", ok=False)
+    assert run.returncode == 1 and '"unmetered"' in run.stdout, run.stdout
 
 
 def test_the_preview_equals_the_hand_calculation(platform: platforms.Platform) -> None:

@@ -31,7 +31,7 @@ def _parse_groupings(context: click.Context, parameter: click.Parameter, text: s
     return ",".join(dict.fromkeys(names)) or None
 
 
-def _check_range(start: str | None, end: str | None) -> None:
+def check_range(start: str | None, end: str | None) -> None:
     if start and end and start >= end:
         raise click.UsageError(f"--from {start} is not before --to {end} (which is not included)")
 
@@ -65,7 +65,7 @@ def usage(
     group_by: str | None,
 ) -> None:
     """Show what was used: tokens, endpoint minutes."""
-    _check_range(start, end)
+    check_range(start, end)
     with _suggesting_scope(state, organization, project):
         answer = state.client.usage.list(
             organization=organization, project=project, start=start, end=end, group_by=group_by
@@ -120,7 +120,7 @@ def receipts(
 
     Newest first, one page at a time.
     """
-    _check_range(start, end)
+    check_range(start, end)
     with _suggesting_scope(state, organization, project):
         page = state.client.receipts.list(
             organization=organization, project=project, start=start, end=end, limit=limit, after=after

@@ -7,7 +7,18 @@ from typing import Any
 import click
 
 import farebox
-from farebox.cli import billing, chat, endpoints, events, limits, models, organizations, platform, prices
+from farebox.cli import (
+    billing,
+    chat,
+    endpoints,
+    events,
+    limits,
+    models,
+    organizations,
+    platform,
+    prices,
+    reconcile,
+)
 from farebox.cli.framework import (
     ENVIRONMENT,
     EXIT_BROKEN_PIPE,
@@ -204,6 +215,8 @@ for _command in (
     billing.receipt,
     billing.receipts,
     billing.invoice,
+    reconcile.reconcile,
+    reconcile.alarms,
     limits.limit,
     limits.budget,
     events.event,
