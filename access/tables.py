@@ -75,6 +75,9 @@ budgets = Table(
     Column("window_ms", BigInteger, nullable=False),
     Column("spent_pico", Pico, nullable=False),
     Column("version", BigInteger, nullable=False),  # grows with each change of the two above
+    # Shares in per cent at which somebody is told, as 50,80,100; and the highest that was told of in this window.
+    Column("alerts", Text, nullable=False, server_default="50,80,100"),
+    Column("alerted_percent", BigInteger, nullable=False, server_default="0"),
     Index("ix_budgets_scope_id", "scope_id"),
     Index("ix_budgets_org_id", "org_id"),
     Index("ix_budgets_version", "version"),

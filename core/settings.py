@@ -41,6 +41,7 @@ class Settings:
     journal_max_bytes: int = 1024 * 1024 * 1024  # usage not yet on the ledger; calls are refused beyond
     minute_lateness_s: int = 60  # a usage minute closes this long after its end
     two_person_prices: int = 0  # 1: a changed price waits until a second admin key approves it
+    webhook_allow_private: int = 0  # 1: customers' webhooks may be inside this network, and plain http
     invoice_automatic: int = 1  # 1: a month that has closed is invoiced; 0: it gets drafts, for a person
     invoice_prefix: str = "FB"  # of the numbers of invoices and credit notes
     invoice_issuer: str = "Farebox"  # who bills: name on invoices

@@ -8,17 +8,28 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import Connection, Row, func, or_, select
 
-from access.admission.model import BudgetWindow, window_start
-from access.admission.store import Charge, announce_balances, any_budget, charge
+from access.admission.model import BudgetWindow, window_end, window_start
+from access.admission.store import (
+    Charge,
+    OnCrossed,
+    StoredBudget,
+    announce_balances,
+    any_budget,
+    charge,
+)
 from billing.model import PriceBook
 from billing.rate import Prices, rate
 from billing.receipts import UNBILLED
 from core.changes import forget_changes
+from core.clock import iso
+from core.money import format_pico
 from metering.endpoint_minutes import EndpointLife
 from metering.intake import Corrected
 from metering.model import CALL_SKUS, Usage, UsageEvent
 from metering.records import ENDPOINT_MINUTE_SKU
 from metering.tables import endpoint_minutes, usage_corrections, usage_events
+from webhooks.model import BUDGET_THRESHOLD
+from webhooks.outbox import enqueue_event
 
 _ANNOUNCE_EVERY_MS = 1000
 _FORGET_EVERY_MS = 3_600_000
@@ -40,7 +51,7 @@ class BudgetKeeper:
             return
         prices = Prices(connection, self._book)
         charges = [self._charge_of(event, prices) for event in events if event.status != UNBILLED]
-        moved = charge(connection, charges, now_ms)
+        moved = charge(connection, charges, now_ms, _alerting(connection, now_ms))
         # The gateway counts its own calls until it hears of them here, so nothing depends on haste, except for
         # those that it does not know: of a gateway that was killed.
         unknown = any(event.status == "interrupted" for event in events)
@@ -64,7 +75,7 @@ class BudgetKeeper:
             )
             for each in corrections
         ]
-        if charge(connection, charges, now_ms):
+        if charge(connection, charges, now_ms, _alerting(connection, now_ms)):
             self._announce(connection, now_ms)
 
     def charge_minutes(
@@ -85,7 +96,7 @@ class BudgetKeeper:
             for life, recorded in minutes
             for at_ms in recorded
         ]
-        if charge(connection, charges, now_ms):
+        if charge(connection, charges, now_ms, _alerting(connection, now_ms)):
             self._announce(connection, now_ms)
 
     def _charge_of(self, event: UsageEvent, prices: Prices) -> Charge:
@@ -123,6 +134,29 @@ class BudgetKeeper:
             for row in _corrections_since(connection, scope_id, org_id, start_ms)
         )
         return max(0, calls + minutes + corrected)
+
+
+def _alerting(connection: Connection, now_ms: int) -> OnCrossed:
+    """Tells the organization's webhooks, in the transaction that charges."""
+
+    def tell(stored: StoredBudget, percent: int) -> None:
+        budget = stored.budget
+        in_window = stored.window_ms or now_ms
+        data = {
+            "budget_id": budget.id,
+            "scope": budget.scope,
+            "scope_id": budget.scope_id,
+            "threshold_percent": percent,
+            "amount_usd": format_pico(budget.amount_pico),
+            "spent_usd": format_pico(stored.spent_pico),
+            "window": budget.window,
+            "window_start": iso(stored.window_ms) if stored.window_ms else None,
+            "resets_at": iso(end) if (end := window_end(budget.window, in_window)) else None,
+            "hard": budget.hard,
+        }
+        enqueue_event(connection, budget.org_id, BUDGET_THRESHOLD, budget.id, data, now_ms)
+
+    return tell
 
 
 def _cost(quantities: Mapping[str, int], org_id: str, model_id: str, at_ms: int, prices: Prices) -> int:

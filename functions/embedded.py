@@ -137,6 +137,7 @@ async def _run_until(stopping: asyncio.Event, control: Control, gateway: ChildPr
             ("meter sink", control.sink.run()),
             ("minute tick", control.tick.run()),
             ("invoicer", control.invoicer.run()),
+            ("webhook sender", control.webhooks.run()),
             ("runtime", control.runtime.run()),
             ("reconciliation", control.reconciliation.run()),
             ("engine counters", control.runtime.counters.run()),

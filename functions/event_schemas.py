@@ -13,6 +13,7 @@ from metering.ingest import MAX_ATTEMPT, MAX_CHOICES, MAX_COUNT, MAX_MS
 from metering.intake import CURRENCY, MAX_REASON, TYPES
 from metering.model import Correction, EndpointMinute, UsageEvent
 from metering.records import ENDPOINT_MINUTE_SKU
+from webhooks.model import EVENTS
 
 _TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)$"
 _COUNT = {"minimum": 0, "maximum": MAX_COUNT}
@@ -51,7 +52,8 @@ _TEXTS = {
 }
 
 EVENT_TYPES: Mapping[str, EventType] = {
-    name: EventType(name, "in", data, _TEXTS[data]) for name, data in TYPES.items()
+    **{name: EventType(name, "in", data, _TEXTS[data]) for name, data in TYPES.items()},
+    **{name: EventType(name, "out", data, data.__doc__ or "") for name, data in EVENTS.items()},
 }
 
 

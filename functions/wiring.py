@@ -24,6 +24,7 @@ from functions.minute_tick.handler import MinuteTick
 from functions.reconcile import Reconciler
 from functions.reconcile_hourly import HourlyReconciliation
 from functions.tokens import TokenCounter, token_counter
+from functions.webhook_sender.handler import WebhookSender
 from metering.endpoint_minutes import MAX_PER_SWEEP, EndpointLife, sweep
 from metering.relay import Relay
 from migrations.migrate import migrate
@@ -45,6 +46,7 @@ class Control:
     sink: MeterSink
     tick: MinuteTick
     invoicer: Invoicer
+    webhooks: WebhookSender
     runtime: LocalRuntime
     reconciliation: HourlyReconciliation
     console: ConsoleDependencies
@@ -80,6 +82,7 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
         lambda: run_invoicer(db, issuer, clock.now_ms(), automatic=settings.invoice_automatic > 0).invoices
     )
     runtime = LocalRuntime(settings, db, clock)
+    sealer = open_sealer(settings.secret_path)
 
     def catch_up() -> None:
         sink.catch_up()
@@ -89,14 +92,17 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
         settings=settings,
         clock=clock,
         db=db,
-        sealer=open_sealer(settings.secret_path),
+        sealer=sealer,
         runtime=runtime,
         catch_up=catch_up,
         keeper=keeper,
     )
     reconciliation = HourlyReconciliation(Reconciler(db, clock, catch_up))
     tokens = token_counter(settings, db)
-    return Control(settings, clock, db, sink, tick, invoicer, runtime, reconciliation, console, tokens)
+    webhooks = WebhookSender(db, clock, sealer, allow_private=settings.webhook_allow_private > 0)
+    return Control(
+        settings, clock, db, sink, tick, invoicer, webhooks, runtime, reconciliation, console, tokens
+    )
 
 
 def issuer_of(settings: Settings) -> Issuer:

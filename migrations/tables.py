@@ -7,6 +7,7 @@ import core.audit
 import core.changes
 import metering.tables
 import serving.tables
+import webhooks.tables
 from core.database import metadata
 
 TABLES = (
@@ -17,6 +18,7 @@ TABLES = (
     core.changes,
     metering.tables,
     serving.tables,
+    webhooks.tables,
 )
 
 __all__ = ["metadata"]

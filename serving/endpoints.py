@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
@@ -10,7 +11,9 @@ from catalog.store import get_model
 from core.errors import Conflict, Invalid, NotFound
 from core.ids import new_id
 from serving import store
-from serving.model import Endpoint
+from serving.model import Endpoint, EndpointState
+from webhooks.model import ENDPOINT_STATE
+from webhooks.outbox import enqueue_event
 from wire.suggestions import suggest
 
 MIN_NAME, MAX_NAME = 3, 32
@@ -104,7 +107,24 @@ def create_serverless(
             store.insert_endpoint(connection, endpoint)
     except IntegrityError:  # another transaction was faster (PostgreSQL; SQLite has one writer)
         raise _name_in_use(name) from None
+    announce_state(connection, endpoint, None, now_ms)
     return endpoint
+
+
+def announce_state(
+    connection: Connection, endpoint: Endpoint, previous: EndpointState | None, now_ms: int
+) -> None:
+    """Tell the organization's webhooks that the endpoint is in another state than before; None: there was none."""
+    data = {
+        "endpoint_id": endpoint.id,
+        "name": endpoint.name,
+        "kind": endpoint.kind,
+        "project_id": endpoint.project_id,
+        "model": endpoint.model_id,
+        "state": endpoint.state,
+        "previous_state": previous,
+    }
+    enqueue_event(connection, endpoint.org_id, ENDPOINT_STATE, endpoint.id, data, now_ms)
 
 
 def _refuse_name_in_use(connection: Connection, name: str, org_id: str) -> None:
@@ -144,3 +164,4 @@ def delete_endpoint(connection: Connection, endpoint: Endpoint, now_ms: int) -> 
     The caller revokes its keys in the same transaction. The pool stays; without endpoints its servers stop.
     """
     store.mark_endpoint_deleted(connection, endpoint, max(now_ms, endpoint.created_ms))
+    announce_state(connection, replace(endpoint, state="Deleted"), endpoint.state, now_ms)

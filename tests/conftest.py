@@ -22,6 +22,7 @@ import core.audit
 import core.changes
 import metering.tables
 import serving.tables
+import webhooks.tables
 from core.database import Database, metadata, open_database
 from serving import processes
 
@@ -33,6 +34,7 @@ TABLES = (
     core.changes,
     metering.tables,
     serving.tables,
+    webhooks.tables,
 )
 
 # A busy machine is no reason to fail: how long an example takes says nothing here.

@@ -7,6 +7,7 @@ attributes are checked before it sees them.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,6 +17,7 @@ from cloudevents.core.exceptions import CloudEventValidationError
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent as LibraryEvent
 
+from core.clock import iso
 from core.errors import BadRequest, Invalid, TooLarge
 from wire.cloudevents import MAX_EVENT_BYTES, CloudEvent, decode_event, time_ms_of
 
@@ -79,6 +81,23 @@ def read_structured(raw: bytes) -> Received:
         claimed = _claimed(raw)
         return Received(raw, None, error, claimed.get("id", ""), claimed.get("source", ""))
     return Received(raw, event, None, event.id, event.source)
+
+
+def write_structured(
+    *, event_id: str, source: str, event_type: str, time_ms: int, subject: str, data: dict[str, Any]
+) -> bytes:
+    """An event in structured JSON mode. It says its time a second time as Standard Webhooks names it."""
+    attributes: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": event_id,
+        "source": source,
+        "type": event_type,
+        "time": datetime.fromtimestamp(time_ms / 1000, tz=UTC),
+        "timestamp": iso(time_ms),
+        "subject": subject,
+        "datacontenttype": "application/json",
+    }
+    return bytes(to_structured(LibraryEvent(attributes, data), _format).body)
 
 
 def _split(body: bytes) -> list[msgspec.Raw]:

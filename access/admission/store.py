@@ -3,7 +3,7 @@
 In the change feed a policy's kind is `limit` and its ref the scope's id; a balance's kind is `budget`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,9 @@ from access.tables import budgets, limits
 from core.changes import record_change
 from core.errors import NotFound
 from core.ids import new_id
+
+DEFAULT_ALERTS = (50, 80, 100)
+MAX_ALERTS, MAX_ALERT_PERCENT = 20, 1000
 
 _CHUNK = 500
 _LIMIT_NAMES = ("requests_per_minute", "requests_per_day", "tokens_per_minute", "parallel_requests")
@@ -53,6 +56,17 @@ class StoredBudget:
     window_ms: int
     spent_pico: int
     version: int
+    alerts: tuple[int, ...] = DEFAULT_ALERTS
+    alerted_percent: int = 0
+
+    def passed(self) -> int:
+        """The highest alert that spending has reached, 0: none."""
+        reached = [each for each in self.alerts if self.spent_pico * 100 >= self.budget.amount_pico * each]
+        return max(reached, default=0)
+
+    def alerted_at(self, now_ms: int) -> int:
+        """The highest alert of the window of `now_ms` that was told of, 0: none."""
+        return self.alerted_percent if self.window_ms == window_start(self.budget.window, now_ms) else 0
 
     def spent_at(self, now_ms: int) -> int:
         """What is spent in the window of `now_ms`: nothing yet when the record is of an earlier one."""
@@ -69,6 +83,8 @@ class Charge:
     key_id: str
     amount_pico: int
 
+
+OnCrossed = Callable[[StoredBudget, int], None]
 
 # --- limits ---------------------------------------------------------------------------------------
 
@@ -125,11 +141,13 @@ def create_budget(
     hard: bool,
     spent_pico: int,
     now_ms: int,
+    alerts: Sequence[int] = DEFAULT_ALERTS,
 ) -> StoredBudget:
-    """A new budget, of which `spent_pico` is spent already in the current window."""
+    """A new budget, of which `spent_pico` is spent already in the current window: of that nobody is alerted."""
     assert scope in BUDGET_SCOPES, scope
     budget = Budget(new_id("budget", now_ms), scope, scope_id, org_id, amount_pico, window, hard, now_ms)
-    stored = StoredBudget(budget, window_start(window, now_ms), spent_pico, now_ms)
+    stored = StoredBudget(budget, window_start(window, now_ms), spent_pico, now_ms, tuple(alerts))
+    stored = replace(stored, alerted_percent=stored.passed())
     connection.execute(
         insert(budgets).values(
             id=budget.id,
@@ -143,15 +161,18 @@ def create_budget(
             window_ms=stored.window_ms,
             spent_pico=spent_pico,
             version=stored.version,
+            alerts=_alerts_text(alerts),
+            alerted_percent=stored.alerted_percent,
         )
     )
     record_change(connection, "limit", scope_id, now_ms)
     return stored
 
 
-def get_budget(connection: Connection, budget_id: str) -> StoredBudget:
-    """The budget with that id; NotFound when there is none."""
-    row = connection.execute(select(budgets).where(budgets.c.id == budget_id)).first()
+def get_budget(connection: Connection, budget_id: str, *, lock: bool = False) -> StoredBudget:
+    """The budget with that id; NotFound when there is none. Locked, nothing is charged meanwhile."""
+    query = select(budgets).where(budgets.c.id == budget_id)
+    row = connection.execute(query.with_for_update() if lock else query).first()
     if row is None:
         raise NotFound(f"there is no budget {budget_id!r}; see `farebox budget list`", param="id")
     return _stored_budget(row)
@@ -168,19 +189,32 @@ def list_budgets(
 
 
 def change_budget(
-    connection: Connection, budget_id: str, now_ms: int, *, amount_pico: int | None, hard: bool | None
+    connection: Connection,
+    budget_id: str,
+    now_ms: int,
+    *,
+    amount_pico: int | None,
+    hard: bool | None,
+    alerts: Sequence[int] | None = None,
 ) -> StoredBudget:
     """Another amount (a top-up is a larger one) or kind; what is spent stays spent."""
-    found = get_budget(connection, budget_id)
+    found = get_budget(connection, budget_id, lock=True)
     changed = replace(
         found.budget,
         amount_pico=found.budget.amount_pico if amount_pico is None else amount_pico,
         hard=found.budget.hard if hard is None else hard,
     )
+    after = replace(found, budget=changed, alerts=found.alerts if alerts is None else tuple(alerts))
     connection.execute(
         update(budgets)
         .where(budgets.c.id == budget_id)
-        .values(amount_pico=changed.amount_pico, hard=changed.hard)
+        .values(
+            amount_pico=changed.amount_pico,
+            hard=changed.hard,
+            alerts=_alerts_text(after.alerts),
+            # What spending has reached by now is no news; of what a larger amount puts ahead again there will be.
+            alerted_percent=after.passed(),
+        )
     )
     record_change(connection, "limit", changed.scope_id, now_ms)
     return get_budget(connection, budget_id)
@@ -208,7 +242,12 @@ def _budget(row: Row[Any]) -> Budget:
 
 
 def _stored_budget(row: Row[Any]) -> StoredBudget:
-    return StoredBudget(_budget(row), row.window_ms, row.spent_pico, row.version)
+    alerts = tuple(int(part) for part in row.alerts.split(",") if part)
+    return StoredBudget(_budget(row), row.window_ms, row.spent_pico, row.version, alerts, row.alerted_percent)
+
+
+def _alerts_text(alerts: Sequence[int]) -> str:
+    return ",".join(str(each) for each in sorted(set(alerts)))
 
 
 # --- what is spent --------------------------------------------------------------------------------
@@ -219,8 +258,16 @@ def any_budget(connection: Connection) -> bool:
     return connection.execute(select(budgets.c.id).limit(1)).first() is not None
 
 
-def charge(connection: Connection, charges: Sequence[Charge], now_ms: int) -> int:
-    """Count charges in the budgets of their key, project and organization; returns how many budgets moved."""
+def charge(
+    connection: Connection,
+    charges: Sequence[Charge],
+    now_ms: int,
+    on_crossed: OnCrossed | None = None,
+) -> int:
+    """Count charges in the budgets of their key, project and organization; returns how many budgets moved.
+
+    `on_crossed` is told of each alert that spending crosses, once in a window.
+    """
     scope_ids = {scope for each in charges for scope in (each.key_id, each.project_id, each.org_id) if scope}
     moved = 0
     for found in _locked(connection, sorted(scope_ids)):
@@ -234,23 +281,29 @@ def charge(connection: Connection, charges: Sequence[Charge], now_ms: int) -> in
                     window_ms=after.window_ms,
                     spent_pico=after.spent_pico,
                     version=max(found.version + 1, now_ms),
+                    alerted_percent=max(after.alerted_percent, after.passed()),
                 )
             )
+            if on_crossed is not None:
+                for percent in sorted(after.alerts):
+                    if after.alerted_percent < percent <= after.passed():
+                        on_crossed(after, percent)
     return moved
 
 
 def _charged(stored: StoredBudget, charges: Iterable[Charge]) -> StoredBudget:
     budget, window_ms, spent_pico = stored.budget, stored.window_ms, stored.spent_pico
+    alerted = stored.alerted_percent
     for each in charges:
         if budget.scope_id not in (each.key_id, each.project_id, each.org_id) or not each.amount_pico:
             continue
         of_charge = window_start(budget.window, each.at_ms)
         if of_charge > window_ms:
-            window_ms, spent_pico = of_charge, 0
+            window_ms, spent_pico, alerted = of_charge, 0, 0
         if of_charge == window_ms:
             # A correction may lower what was charged before this budget began to count.
             spent_pico = max(0, spent_pico + each.amount_pico)
-    return replace(stored, window_ms=window_ms, spent_pico=spent_pico)
+    return replace(stored, window_ms=window_ms, spent_pico=spent_pico, alerted_percent=alerted)
 
 
 def _locked(connection: Connection, scope_ids: Sequence[str]) -> list[StoredBudget]:

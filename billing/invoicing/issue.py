@@ -39,8 +39,10 @@ from billing.tables import invoice_numbers
 from core.clock import iso, minute_floor, month_bounds
 from core.errors import Conflict, Invalid
 from core.ids import new_id
-from core.money import PICO_PER_CENT
+from core.money import PICO_PER_CENT, format_cents
 from metering.store import first_open_minute
+from webhooks.model import INVOICE_FINALIZED
+from webhooks.outbox import enqueue_event
 
 _DAY_MS = 86_400_000
 
@@ -187,7 +189,22 @@ def finalize(conn: Connection, issuer: Issuer, invoice_id: str, now_ms: int) -> 
     if made.due_cents == 0:
         made = replace(made, state="paid", paid_ms=now_ms)
     replace_draft(conn, made, rows)
+    _announce(conn, made, now_ms)
     return made
+
+
+def _announce(conn: Connection, made: Invoice, now_ms: int) -> None:
+    """Tell the organization's webhooks, in the transaction that makes the invoice final."""
+    data = {
+        "invoice_id": made.id,
+        "number": made.number,
+        "period_start": iso(made.start_ms),
+        "period_end": iso(made.end_ms),
+        "currency": made.currency,
+        "total_usd": format_cents(made.total_cents),
+        "due_usd": format_cents(made.due_cents),
+    }
+    enqueue_event(conn, made.org_id, INVOICE_FINALIZED, made.id, data, now_ms)
 
 
 def lock_invoice(conn: Connection, name: str) -> Invoice:

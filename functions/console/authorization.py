@@ -68,6 +68,16 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("POST", "/api/quarantine/{entry_id}/replay"): ADMIN,
     ("POST", "/api/quarantine/{entry_id}/drop"): ADMIN,
     ("GET", "/api/audit"): ADMIN,
+    ("POST", "/api/webhooks"): ADMIN,
+    ("GET", "/api/webhooks"): ADMIN,
+    ("GET", "/api/webhooks/{webhook_id}"): ADMIN,
+    ("PATCH", "/api/webhooks/{webhook_id}"): ADMIN,
+    ("DELETE", "/api/webhooks/{webhook_id}"): ADMIN,
+    ("POST", "/api/webhooks/{webhook_id}/rotate-secret"): ADMIN,
+    ("POST", "/api/webhooks/{webhook_id}/test"): ADMIN,
+    ("POST", "/api/webhooks/{webhook_id}/replay"): ADMIN,
+    ("GET", "/api/webhooks/{webhook_id}/deliveries"): ADMIN,
+    ("GET", "/api/webhooks/{webhook_id}/deliveries/{message_id}"): ADMIN,
 }
 
 _HELD: Final[Mapping[KeyKind, str]] = {

@@ -7,6 +7,9 @@ from pydantic import BaseModel, Field
 
 from access.admission.model import MAX_AMOUNT_PICO, BudgetScope, BudgetWindow, window_end, window_start
 from access.admission.store import (
+    DEFAULT_ALERTS,
+    MAX_ALERT_PERCENT,
+    MAX_ALERTS,
     StoredBudget,
     change_budget,
     create_budget,
@@ -27,6 +30,12 @@ from metering.store import lock_first_open_minute
 router = console_router("limits and budgets")
 
 _PICO_DECIMALS = 12
+_ALERTS = "Whole per cent of the amount; each is told of once per window, when spending crosses it."
+
+Alerts = Annotated[
+    list[Annotated[int, Field(ge=1, le=MAX_ALERT_PERCENT)]],
+    Field(max_length=MAX_ALERTS, examples=[[50, 80, 100]]),
+]
 
 
 class NewBudget(Input):
@@ -40,6 +49,7 @@ class NewBudget(Input):
         examples=["month"], description="UTC calendar day or month, or total: prepaid credit."
     )
     hard: bool = Field(default=True, description="Whether calls are refused when it is used up.")
+    alerts: Alerts = Field(default=list(DEFAULT_ALERTS), description=_ALERTS)
 
 
 class BudgetChange(Input):
@@ -47,6 +57,7 @@ class BudgetChange(Input):
 
     amount_usd: Text | None = Field(default=None, examples=["50.00"])
     hard: bool | None = None
+    alerts: Alerts | None = Field(default=None, description=_ALERTS)
 
 
 class BudgetOut(BaseModel):
@@ -66,6 +77,8 @@ class BudgetOut(BaseModel):
     remaining_usd: str = Field(
         description="amount - spent - held; below zero only for a soft budget or a smaller amount."
     )
+    alerts: list[int] = Field(description="Shares in per cent at which webhooks are told, hard or soft.")
+    alerted_percent: int = Field(description="The highest share told of in this window; 0: none.")
     created_at: str
 
 
@@ -89,6 +102,7 @@ def create(body: NewBudget, deps: Deps) -> BudgetOut:
             amount_pico=amount_pico,
             window=body.window,
             hard=body.hard,
+            alerts=body.alerts,
             spent_pico=spent,
             now_ms=now_ms,
         )
@@ -124,7 +138,12 @@ def change(budget_id: str, body: BudgetChange, deps: Deps) -> BudgetOut:
     amount_pico = None if body.amount_usd is None else _amount(body.amount_usd)
     with deps.db.begin() as connection:
         stored = change_budget(
-            connection, budget_id, deps.clock.now_ms(), amount_pico=amount_pico, hard=body.hard
+            connection,
+            budget_id,
+            deps.clock.now_ms(),
+            amount_pico=amount_pico,
+            hard=body.hard,
+            alerts=body.alerts,
         )
     return _shown(stored, deps)
 
@@ -174,5 +193,7 @@ def _shown(stored: StoredBudget, deps: ConsoleDependencies) -> BudgetOut:
         spent_usd=format_pico(spent),
         held_usd=format_pico(held),
         remaining_usd=format_pico(budget.amount_pico - spent - held),
+        alerts=list(stored.alerts),
+        alerted_percent=stored.alerted_at(now_ms),
         created_at=iso(budget.created_ms),
     )

@@ -19,6 +19,7 @@ from functions.console import (
     quarantine,
     reconciliation,
     usage,
+    webhooks,
 )
 from functions.console.dependencies import ConsoleDependencies
 from functions.console.middleware import MAX_BODY_BYTES, Edge
@@ -76,6 +77,7 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
         quarantine,
         audit,
         reconciliation,
+        webhooks,
     )
     for group in groups:
         app.include_router(group.router)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 from farebox.chat import Chat
 from farebox.config import resolve
 from farebox.errors import FareboxAPIError
-from farebox.event_resources import AuditLog, Events, Quarantine
+from farebox.event_resources import AuditLog, Events, Quarantine, Webhooks
 from farebox.price_resources import Prices
 from farebox.resources import (
     Alarms,
@@ -65,6 +65,7 @@ class Client:
         self.events = Events(self._transport)
         self.quarantine = Quarantine(self._transport)
         self.audit = AuditLog(self._transport)
+        self.webhooks = Webhooks(self._transport)
         self.chat = Chat(self._transport)
 
     def status(self) -> Status:

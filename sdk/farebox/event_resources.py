@@ -1,12 +1,12 @@
-"""Events of other meters, the quarantine and the audit log."""
+"""Events of other meters, the quarantine, the audit log, and webhooks."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
 
-from farebox.resource import Resource
+from farebox.resource import Resource, given
 from farebox.transport import path_of
-from farebox.types import AuditLine, EventAnswers, EventType, Page, QuarantineEntry
+from farebox.types import AuditLine, EventAnswers, EventType, Page, QuarantineEntry, Webhook, WebhookDelivery
 
 BATCH_MAX_EVENTS = 1000
 _BATCH_MAX_BYTES = 900 * 1024  # the server takes 1 MiB
@@ -102,3 +102,83 @@ class AuditLog(Resource):
             "after": after,
         }
         return cast("Page[AuditLine]", self._transport.json("GET", "/api/audit", params=params))
+
+
+class Webhooks(Resource):
+    """Addresses that are told of events, signed as Standard Webhooks has it."""
+
+    def create(
+        self,
+        url: str,
+        *,
+        organization: str | None = None,
+        events: Sequence[str] = (),
+        description: str = "",
+    ) -> Webhook:
+        """The answer's `secret` is shown this once. No `events`: all types."""
+        body = given(url=url, organization=organization, events=list(events), description=description)
+        return cast(Webhook, self._transport.json("POST", "/api/webhooks", json=body))
+
+    def list(self, *, organization: str | None = None) -> list[Webhook]:
+        return self._all("/api/webhooks", organization=organization)
+
+    def get(self, webhook_id: str) -> Webhook:
+        return cast(Webhook, self._transport.json("GET", self._path(webhook_id)))
+
+    def change(
+        self,
+        webhook_id: str,
+        *,
+        url: str | None = None,
+        events: Sequence[str] | None = None,
+        description: str | None = None,
+        enabled: bool | None = None,
+    ) -> Webhook:
+        """What is not given stays."""
+        body = given(
+            url=url,
+            events=None if events is None else [*events],
+            description=description,
+            enabled=enabled,
+        )
+        return cast(Webhook, self._transport.json("PATCH", self._path(webhook_id), json=body))
+
+    def delete(self, webhook_id: str) -> Webhook:
+        """Nothing is sent there any more."""
+        return cast(Webhook, self._transport.json("DELETE", self._path(webhook_id)))
+
+    def rotate_secret(self, webhook_id: str) -> Webhook:
+        """A new `secret`, shown this once; the old one signs too for a day."""
+        return cast(Webhook, self._transport.json("POST", self._path(webhook_id) + "/rotate-secret"))
+
+    def test(self, webhook_id: str) -> WebhookDelivery:
+        """Send a test message."""
+        return cast(WebhookDelivery, self._transport.json("POST", self._path(webhook_id) + "/test"))
+
+    def replay(self, webhook_id: str, *, message: str | None = None, since: str | None = None) -> int:
+        """Send one message again, or all since a time that did not arrive; returns how many."""
+        body = given(message=message, since=since)
+        answer = self._transport.json("POST", self._path(webhook_id) + "/replay", json=body)
+        return cast(int, answer["replayed"])
+
+    def deliveries(
+        self,
+        webhook_id: str,
+        *,
+        state: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Page[WebhookDelivery]:
+        """One page of what was sent there, the newest first."""
+        params = {"state": state, "limit": limit, "after": after}
+        answer = self._transport.json("GET", self._path(webhook_id) + "/deliveries", params=params)
+        return cast("Page[WebhookDelivery]", answer)
+
+    def delivery(self, webhook_id: str, message_id: str) -> WebhookDelivery:
+        """One message, with the log of its attempts."""
+        path = f"{self._path(webhook_id)}/deliveries{path_of(message_id)}"
+        return cast(WebhookDelivery, self._transport.json("GET", path))
+
+    @staticmethod
+    def _path(webhook_id: str) -> str:
+        return "/api/webhooks" + path_of(webhook_id)

@@ -1,6 +1,6 @@
 """The API's collections, one class each; `farebox.Client` holds one of every kind."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from farebox.resource import Resource, given, rows_of
@@ -285,8 +285,12 @@ class Budgets(Resource):
         project: str | None = None,
         key: str | None = None,
         hard: bool = True,
+        alerts: Sequence[int] | None = None,
     ) -> Budget:
-        """Of exactly one of organization, project and key. A hard one refuses calls when it is used up."""
+        """Of exactly one of organization, project and key. A hard one refuses calls when it is used up.
+
+        `alerts`: shares in per cent at which webhooks are told; by default 50, 80 and 100.
+        """
         body = given(
             amount_usd=amount_usd,
             window=window,
@@ -294,6 +298,7 @@ class Budgets(Resource):
             project=project,
             key=key,
             hard=hard,
+            alerts=None if alerts is None else list(alerts),
         )
         return cast(Budget, self._transport.json("POST", "/api/budgets", json=body))
 
@@ -303,9 +308,16 @@ class Budgets(Resource):
     def get(self, budget_id: str) -> Budget:
         return cast(Budget, self._transport.json("GET", "/api/budgets" + path_of(budget_id)))
 
-    def change(self, budget_id: str, *, amount_usd: str | None = None, hard: bool | None = None) -> Budget:
-        """Another amount (a top-up is a larger one) or kind; what is spent stays spent."""
-        body = given(amount_usd=amount_usd, hard=hard)
+    def change(
+        self,
+        budget_id: str,
+        *,
+        amount_usd: str | None = None,
+        hard: bool | None = None,
+        alerts: Sequence[int] | None = None,
+    ) -> Budget:
+        """Another amount (a top-up is a larger one), kind or alerts; what is spent stays spent."""
+        body = given(amount_usd=amount_usd, hard=hard, alerts=None if alerts is None else list(alerts))
         return cast(Budget, self._transport.json("PATCH", "/api/budgets" + path_of(budget_id), json=body))
 
     def delete(self, budget_id: str) -> Budget:

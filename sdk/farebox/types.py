@@ -317,6 +317,8 @@ class Budget(TypedDict):
     spent_usd: str
     held_usd: str
     remaining_usd: str
+    alerts: list[int]
+    alerted_percent: int
     created_at: str
 
 
@@ -364,6 +366,46 @@ class QuarantineEntry(TypedDict):
     event: NotRequired[dict[str, Any] | None]
     payload: NotRequired[str]
     outcome: NotRequired[Literal["new", "duplicate"]]
+
+
+class Webhook(TypedDict):
+    """An organization's address for events; `secret` only when it was just made."""
+
+    id: str
+    organization_id: str
+    url: str
+    description: str
+    events: list[str]
+    enabled: bool
+    disabled_reason: str | None
+    last_success_at: str | None
+    created_at: str
+    secret: NotRequired[str]
+
+
+class WebhookAttempt(TypedDict):
+    """One POST; `status` None: no answer."""
+
+    at: str
+    duration_ms: int
+    status: int | None
+    error: str | None
+
+
+class WebhookDelivery(TypedDict):
+    """One message for one webhook; `log` only when one is shown."""
+
+    message: str
+    type: str
+    subject: str
+    occurred_at: str
+    state: Literal["pending", "delivered", "failed"]
+    attempts: int
+    next_at: str | None
+    last_status: int | None
+    last_error: str | None
+    delivered_at: str | None
+    log: NotRequired[list[WebhookAttempt]]
 
 
 class AuditLine(TypedDict):

@@ -151,7 +151,7 @@ class ConsolePlatform:
         return request_id
 
 
-def open_platform(directory: Path) -> ConsolePlatform:
+def open_platform(directory: Path, settings: Settings | None = None) -> ConsolePlatform:
     """A console on an empty database in `directory`."""
     db = open_database(f"sqlite:///{directory / 'test.db'}")
     metadata.create_all(db.engine)
@@ -162,7 +162,7 @@ def open_platform(directory: Path) -> ConsolePlatform:
         assert store.principal_by_hash(connection, hash_key(key.text), clock.now_ms())
     app = create_console(
         ConsoleDependencies(
-            settings=Settings(home=directory),
+            settings=settings or Settings(home=directory),
             clock=clock,
             db=db,
             sealer=Sealer(b"s" * 32),

@@ -19,6 +19,7 @@ PACKAGES = (
     "metering",
     "migrations",
     "serving",
+    "webhooks",
     "wire",
     "sdk",
 )
@@ -103,7 +104,7 @@ def test_no_unfinished_work() -> None:
     assert not offending, offending
 
 
-@pytest.mark.parametrize("package", ["access", "billing", "catalog", "metering", "serving"])
+@pytest.mark.parametrize("package", ["access", "billing", "catalog", "metering", "serving", "webhooks"])
 def test_every_domain_package_has_its_page(package: str) -> None:
     text = (ROOT / package / "README.md").read_text()
     assert 10 <= len(text.splitlines()) <= 120, "one page: terms, invariants, what it does not do"

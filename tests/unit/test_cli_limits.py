@@ -100,9 +100,9 @@ def test_budgets_are_hard_unless_said_otherwise(client: FakeClient) -> None:
     run(client, budget, "create", "--key", "key_1", "--amount", "1", "--window", "day", "--soft")
     run(client, budget, "change", "budget_1", "--amount", "50")
     assert client.budgets.sent == [
-        {"amount_usd": "25.00", "window": "month", "hard": True, "organization": "acme"},
-        {"amount_usd": "1", "window": "day", "hard": False, "key": "key_1"},
-        {"id": "budget_1", "amount_usd": "50", "hard": None},
+        {"amount_usd": "25.00", "window": "month", "hard": True, "alerts": None, "organization": "acme"},
+        {"amount_usd": "1", "window": "day", "hard": False, "alerts": None, "key": "key_1"},
+        {"id": "budget_1", "amount_usd": "50", "hard": None, "alerts": None},
     ]
 
 

@@ -28,6 +28,19 @@ def _limit(context: click.Context, parameter: click.Parameter, value: str | None
     return int(text)
 
 
+_ALERTS_HELP = "Per cent at which webhooks are told, such as 50,80,100; none for none."
+
+
+def _alerts(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+    """`50,80,100` as numbers; `none` is no alerts."""
+    if value is None or value.strip().lower() == _NONE:
+        return None if value is None else []
+    parts = [part.strip().removesuffix("%").strip() for part in value.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise click.BadParameter(f"expected per cent such as 50,80,100, got {value!r}", context, parameter)
+    return [int(part) for part in parts]
+
+
 def _scope_options(*scopes: str) -> Callable[[_Command], _Command]:
     helps = {
         "key": ("--key", "KEY_ID", "The key's id (key_…)."),
@@ -162,8 +175,11 @@ def budget() -> None:
     help="UTC calendar day or month; total: once, as prepaid credit.",
 )
 @click.option("--soft", is_flag=True, help="Count only; refuse no calls.")
+@click.option("--alerts", callback=_alerts, metavar="LIST", help=_ALERTS_HELP + " Default: 50,80,100.")
 @pass_state
-def budget_create(state: State, /, amount: str, window: str, soft: bool, **options: Any) -> None:
+def budget_create(
+    state: State, /, amount: str, window: str, soft: bool, alerts: list[int] | None, **options: Any
+) -> None:
     """Make a budget. A hard one (the default) refuses calls when it is used up."""
     scope, name = _only(options)
     with _suggesting(state, scope, name):
@@ -171,6 +187,7 @@ def budget_create(state: State, /, amount: str, window: str, soft: bool, **optio
             amount_usd=amount,
             window=cast(BudgetWindow, window),
             hard=not soft,
+            alerts=alerts,
             **{scope: name},
         )
     print_object(state, made)
@@ -191,6 +208,8 @@ def budget_list(state: State, /, organization: str | None) -> None:
         Column("spent", "spent_usd", number=True),
         Column("held", "held_usd", number=True),
         Column("left", "remaining_usd", number=True),
+        Column("alerts at %", "alerts"),
+        Column("told", lambda row: row.get("alerted_percent") or ""),
     ]
     empty = "No budgets yet. Make one: farebox budget create --org ORG --amount USD --window month"
     with suggesting(
@@ -219,13 +238,18 @@ def budget_show(state: State, /, budget_id: str) -> None:
 @click.argument("budget_id", metavar="ID")
 @click.option("--amount", metavar="USD", help="US dollars; what is spent stays spent.")
 @click.option("--hard/--soft", "hard", default=None, help="Refuse calls when it is used up, or only count.")
+@click.option("--alerts", callback=_alerts, metavar="LIST", help=_ALERTS_HELP)
 @pass_state
-def budget_change(state: State, /, budget_id: str, amount: str | None, hard: bool | None) -> None:
-    """Change a budget's amount or kind. A larger amount of a total budget is a top-up."""
-    if amount is None and hard is None:
-        raise click.UsageError("name a change: --amount, --hard or --soft")
+def budget_change(
+    state: State, /, budget_id: str, amount: str | None, hard: bool | None, alerts: list[int] | None
+) -> None:
+    """Change a budget's amount, kind or alerts. A larger amount of a total budget is a top-up."""
+    if amount is None and hard is None and alerts is None:
+        raise click.UsageError("name a change: --amount, --hard, --soft or --alerts")
     with suggesting(budget_id, lambda: _budget_ids(state), "farebox budget list"):
-        print_object(state, state.client.budgets.change(budget_id, amount_usd=amount, hard=hard))
+        print_object(
+            state, state.client.budgets.change(budget_id, amount_usd=amount, hard=hard, alerts=alerts)
+        )
 
 
 @budget.command("delete", examples=["farebox budget delete budget_01jz0000000000000000000000"])

@@ -18,6 +18,7 @@ from farebox.cli import (
     platform,
     prices,
     reconcile,
+    webhooks,
 )
 from farebox.cli.framework import (
     ENVIRONMENT,
@@ -222,6 +223,7 @@ for _command in (
     events.event,
     events.quarantine,
     events.audit,
+    webhooks.webhook,
     completion,
     version,
 ):

@@ -1,0 +1,1 @@
+"""Farebox: events for customers, delivered to their webhooks."""
