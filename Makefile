@@ -17,7 +17,7 @@ WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run up test test-fast check fmt bench lock clean
+.PHONY: help setup setup-dev run up test test-fast check fmt sim bench lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ check: $(DEV_STAMP) ## ruff, mypy strict, import-linter, the repository's own te
 fmt: $(DEV_STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+sim: $(DEV_STAMP) ## Simulate the platform with seeded faults; ARGS="--seeds 1000" or ARGS="--seed 42"
+	$(BIN)/python -m tests.sim $(ARGS)
 
 bench: $(DEV_STAMP) ## Measure the gateway beside Envoy, nginx and LiteLLM (see docs/performance.md)
 	$(BIN)/python -m bench $(ARGS)

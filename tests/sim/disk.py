@@ -45,7 +45,9 @@ class SimDisk:
         if self.full:
             self.faults += 1
             if len(data) > 10 and self._chance.random() < 0.5:
-                return os.write(fd, data[: self._chance.randrange(1, len(data))])  # a full disk: a short write first
+                return os.write(
+                    fd, data[: self._chance.randrange(1, len(data))]
+                )  # a full disk: a short write first
             raise OSError(errno.ENOSPC, "No space left on device")
         return os.write(fd, data)
 

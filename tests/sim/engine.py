@@ -24,7 +24,9 @@ class Work:
     finished: bool = False
     failed: bool = False
     began: float = 0.0
-    history: list[tuple[float, int]] = field(default_factory=list)  # tokens in chunks that were written, by time
+    history: list[tuple[float, int]] = field(
+        default_factory=list
+    )  # tokens in chunks that were written, by time
 
 
 class Engine:
@@ -96,7 +98,9 @@ class _Connection:
             work.failed = True
         elif wrong and chance.random() < 0.3:
             work.failed = True
-            self._answer(500, {"error": {"message": "out of memory", "type": "InternalServerError", "code": 500}})
+            self._answer(
+                500, {"error": {"message": "out of memory", "type": "InternalServerError", "code": 500}}
+            )
         elif request.get("stream"):
             self._stream(work, wanted, chance.randint(0, wanted) if wrong else -1)
         else:

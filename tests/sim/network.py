@@ -124,7 +124,9 @@ class SimTransport(asyncio.Transport):
 
     def _end(self, error: Exception | None) -> None:
         if self._arrived and not self._reading and error is None:
-            self._loop.call_later(0.01, self._end, error, context=self._context)  # what came first is read first
+            self._loop.call_later(
+                0.01, self._end, error, context=self._context
+            )  # what came first is read first
         elif not self._lost:
             if error is None and not self._closing:
                 self._protocol.eof_received()

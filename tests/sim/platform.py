@@ -243,14 +243,19 @@ class Installation:
                     project_id=project.id,
                     now_ms=now_ms,
                 )
-                put_limits(connection, StoredLimits("endpoint", endpoint.id, organization.id, Limits(), False, now_ms))
+                put_limits(
+                    connection,
+                    StoredLimits("endpoint", endpoint.id, organization.id, Limits(), False, now_ms),
+                )
                 for kind in ("free", "limited", "budget"):
                     key, text = access_store.create_key(connection, project, kind, now_ms)
                     self.keys[text] = key.id
                     if kind == "limited":
                         self.limited[key.id] = 40
                         limits = Limits(requests_per_minute=40)
-                        put_limits(connection, StoredLimits("key", key.id, organization.id, limits, False, now_ms))
+                        put_limits(
+                            connection, StoredLimits("key", key.id, organization.id, limits, False, now_ms)
+                        )
                     elif kind == "budget":
                         self.budgets[key.id] = 15_000_000_000  # 1.5 cents
                         create_budget(
@@ -299,14 +304,18 @@ class Installation:
                 ),
             )
         )
-        config = uvicorn.Config(app, http=fast_protocol(app), lifespan="off", log_config=None, access_log=False)
+        config = uvicorn.Config(
+            app, http=fast_protocol(app), lifespan="off", log_config=None, access_log=False
+        )
         config.load()
         state = ServerState()
         state.default_headers = [(b"date", b"Thu, 25 Dec 2025 12:00:00 GMT")]
         await app.state.gateway.start()
 
         def accept() -> Any:
-            return config.http_protocol_class(config=config, server_state=state, app_state={}, _loop=self.loop)  # type: ignore[call-arg]
+            return config.http_protocol_class(
+                config=config, server_state=state, app_state={}, _loop=self.loop
+            )  # type: ignore[call-arg]
 
         self.network.listen(GATEWAY, process, accept)
 
@@ -329,4 +338,3 @@ class Installation:
 def _forget_to_sync(connection: Any, _record: Any) -> None:
     # What is committed is committed here: the database's own durability is not what is tested.
     connection.execute("PRAGMA synchronous = OFF")
-

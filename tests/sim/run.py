@@ -72,6 +72,7 @@ class Simulation:
         self.seen: list[Seen] = []
         self.price_change_ms = 0
         self.cuts = self.jumped = 0
+        self.disk_troubles: list[tuple[float, float]] = []
         self.over = False
 
     async def run(self) -> None:
@@ -148,9 +149,14 @@ class Simulation:
                 self.jumped += 1
             if self.disk_trouble and chance.random() < 0.05:
                 name = chance.choice(["full", "sync_fails"])
+                began = self.loop.now
                 setattr(self.disk, name, True)
-                await asyncio.sleep(chance.uniform(0.01, 5))
-                setattr(self.disk, name, False)
+                try:
+                    await asyncio.sleep(chance.uniform(0.01, 5))
+                finally:
+                    setattr(self.disk, name, False)
+                    # It is found to be well again by a probe, a second later at most.
+                    self.disk_troubles.append((began, self.loop.now + 1.1))
 
     def check(self) -> list[str]:
         """The auditor's findings, and whether a replay of everything changes nothing."""
@@ -163,6 +169,7 @@ class Simulation:
             self.cuts,
             self.jumped,
             self.control.deaths,
+            self.disk_troubles,
         )
         findings = Auditor(facts).audit()
         findings += [f"unexpected in the loop: {each}" for each in self.loop.failures[:3]]
@@ -176,7 +183,9 @@ class Simulation:
         archive = self.installation.settings.home / "archive"
         Relay(archive, db, self.clock, lambda _: None).catch_up()
         self.control.step(self.control.close, may_die=False)
-        return [] if fingerprint(self.installation) == before else ["a replay of all journals changed something"]
+        return (
+            [] if fingerprint(self.installation) == before else ["a replay of all journals changed something"]
+        )
 
 
 def simulate(seed: int) -> Result:
@@ -216,8 +225,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="only this one")
     arguments = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)
-    seeds = [arguments.seed] if arguments.seed is not None else range(
-        arguments.first, arguments.first + arguments.seeds
+    seeds = (
+        [arguments.seed]
+        if arguments.seed is not None
+        else range(arguments.first, arguments.first + arguments.seeds)
     )
     failed = 0
     for seed in seeds:
@@ -226,8 +237,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         took = time.process_time() - began
         rate = result.calls / took
         shown = ", ".join(f"{name} {count}" for name, count in result.faults.items() if count)
-        print(f"seed {seed}: {result.calls} calls, {rate:.0f} a second of CPU, {dict(result.statuses)}; {shown}", flush=True)
+        print(
+            f"seed {seed}: {result.calls} calls, {rate:.0f} a second of CPU, {dict(result.statuses)}; {shown}",
+            flush=True,
+        )
         for finding in result.findings:
             failed = 1
-            print(f"  FOUND {finding}\n  again: make sim ARGS=\"--seed {seed}\"", file=sys.stderr, flush=True)
+            print(f'  FOUND {finding}\n  again: make sim ARGS="--seed {seed}"', file=sys.stderr, flush=True)
     return failed
