@@ -31,6 +31,9 @@ class MemoryJournal:
         self.events += 1
         asyncio.get_running_loop().call_soon(on_done, None)
 
+    def owe(self, event: UsageEvent, on_done: Callable[[Exception | None], None]) -> None:
+        on_done(None)
+
     def note_progress(self, event: UsageEvent) -> None:
         pass
 

@@ -14,6 +14,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from wire.cloudevents import encode_event
 SEGMENT_BYTES = 16 * 1024 * 1024
 MAX_BATCH = 4096
 COMMIT_EVERY_S = 0.004
+MAX_OWED = 10_000
 PROGRESS_EVERY_S = 0.25  # progress notes are gathered this long, so a thousand streams cost one write
 PROBE_EVERY_S = 1.0
 PROBE_BYTES = 1024 * 1024
@@ -61,6 +63,7 @@ class Journal:
         self._segment_bytes = min(segment_bytes, max(64 * 1024, max_bytes // 8))
         self._lock_fd = lock_fd
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()  # None only wakes the thread
+        self._owed: deque[_Waiting] = deque()
         self._progress: dict[str, UsageEvent] = {}
         self._progress_lock = threading.Lock()
         self._progress_due_ms: int | None = None
@@ -135,6 +138,26 @@ class Journal:
                 self._progress.pop(event.event_id, None)
         self._not_durable += 1
         self._queue.put((event, on_done))
+
+    def owe(self, event: UsageEvent, on_done: OnDone) -> None:
+        """What a caller has already, though its event could not be written: it is, when the disk takes it again.
+
+        In memory until then, at most `MAX_OWED`: beyond, `on_done` is told that it is lost.
+        """
+        if len(self._owed) >= MAX_OWED or self._closing:
+            _log.error("usage is lost", extra={"event": event.event_id})
+            on_done(JournalFull("too much usage waits for the disk"))
+            return
+
+        def again(error: Exception | None) -> None:
+            if error is None:
+                on_done(None)
+            else:
+                self.owe(event, on_done)
+
+        self._not_durable += 1
+        self._owed.append((event, again))
+        self._queue.put(None)
 
     def note_progress(self, event: UsageEvent) -> None:
         """Remember how far a stream has come: billed as `interrupted` if this process dies before `append`.
@@ -241,6 +264,8 @@ class Journal:
             self._probe_due_ms = now_ms + int(PROBE_EVERY_S * 1000)
             self._probe()
         progress_due = self._progress_due_ms is not None and now_ms >= self._progress_due_ms
+        if not self._broken and self._owed:
+            waiting = [*self._take_owed(), *waiting]
         if self._broken:
             self._resolve(
                 [done for _, done in waiting], JournalFull(f"usage cannot be recorded: {self._broken}")
@@ -250,6 +275,12 @@ class Journal:
         if now_ms >= self._measure_due_ms:
             self._measure_due_ms = now_ms + 1000
             self._measure()
+
+    def _take_owed(self) -> list[_Waiting]:
+        taken: list[_Waiting] = []
+        while self._owed and len(taken) < MAX_BATCH:
+            taken.append(self._owed.popleft())
+        return taken
 
     def _commit(self, waiting: list[_Waiting]) -> None:
         frames, seq = self._progress_frames(), self._seq

@@ -68,6 +68,7 @@ class MemoryJournal:
     def __init__(self) -> None:
         self.events: list[UsageEvent] = []
         self.progress: list[UsageEvent] = []
+        self.owed: list[UsageEvent] = []
         self.delay_s = 0.001
         self.broken = False
         self.broken_append = False
@@ -87,6 +88,10 @@ class MemoryJournal:
                 on_done(None)
 
         asyncio.get_running_loop().call_later(self.delay_s, end)
+
+    def owe(self, event: UsageEvent, on_done: Callable[[Exception | None], None]) -> None:
+        self.owed.append(event)
+        on_done(None)
 
     def note_progress(self, event: UsageEvent) -> None:
         self.progress.append(event)

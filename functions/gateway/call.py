@@ -281,8 +281,8 @@ class MeteredCall:
                 self._gateway.metrics.settled(append.result(), self._gateway.clock.now_ms())
                 if last:
                     self._gateway.limits.settle(self._record)
-            else:
-                self._gateway.metrics.unrecorded += 1
+            elif last:
+                self._gateway.owe(self._record)
         self.completed = status == "completed"
 
     async def _append(self, status: Status, http_status: int) -> UsageEvent:

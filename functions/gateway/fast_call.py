@@ -331,8 +331,7 @@ class FastCall:
             )
             if self._failure is None:
                 self._failure = self._expected(error)
-            self._gateway.limits.release(self.record)
-            self._gateway.metrics.unrecorded += 1
+            self._gateway.owe(self.record)
         else:
             self._gateway.limits.settle(self.record)
             self._gateway.metrics.settled(self.record.last_event, self._gateway.clock.now_ms())

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import structs
+
 from core.changes import Change
 from core.clock import Clock
 from core.errors import FareboxError, JournalFull, Unavailable
@@ -19,6 +21,7 @@ from functions.gateway.idempotency import Outcomes
 from functions.gateway.limiter import Limiter, Limiting, no_limits
 from functions.gateway.lookups import KeyAnswer, Lookups, RouteName
 from functions.gateway.metrics import Metrics
+from functions.gateway.record import CallRecord
 from functions.gateway.upstream import Upstream
 from functions.gateway.waking import WaitingRoom
 from metering.model import UsageEvent
@@ -35,6 +38,8 @@ class UsageJournal(Protocol):
     async def append(self, event: UsageEvent) -> None: ...
 
     def append_nowait(self, event: UsageEvent, on_done: Callable[[Exception | None], None]) -> None: ...
+
+    def owe(self, event: UsageEvent, on_done: Callable[[Exception | None], None]) -> None: ...
 
     def note_progress(self, event: UsageEvent) -> None: ...
 
@@ -145,6 +150,25 @@ class Gateway:
         if self.in_flight > self.settings.max_concurrent_requests:
             raise Unavailable("Too many calls are in flight; try again.", code="overloaded", retry_after_s=1)
         self.journal.check()
+
+    def owe(self, record: CallRecord) -> None:
+        """The event of a call that ended could not be written. What the caller has of it is billed all the same."""
+        self.metrics.unrecorded += 1
+        event, chunks = record.last_event, record.chunks
+        delivered = chunks is not None and chunks.chunks > 0
+        if event is None or event.status == "error" or not (delivered or event.status == "client_disconnect"):
+            self.limits.release(record)
+            return
+        if event.status == "completed":  # the caller is told otherwise, and gets no end
+            event = record.last_event = structs.replace(event, status="interrupted")
+        settle = self.limits.settle_later(record)
+
+        def on_done(error: Exception | None) -> None:
+            settle()
+            if error is None:
+                self.metrics.settled(event, self.clock.now_ms())
+
+        self.journal.owe(event, on_done)
 
     async def problems(self) -> list[str]:
         """Why this gateway does not serve; empty when it does."""

@@ -167,6 +167,16 @@ class Limiter:
         outcome = Outcome(tokens, cost_pico, self._last_sequence(), event.ended_ms)
         self._finish(self._admission.settle(grant, outcome))
 
+    def settle_later(self, record: CallRecord) -> Callable[[], None]:
+        """What is reserved stays so until what is returned is called: the event is not durable yet."""
+        grant, record.grant = record.grant, None
+
+        def settle() -> None:
+            record.grant = grant
+            self.settle(record)
+
+        return settle
+
     def release(self, record: CallRecord) -> None:
         """The call left no usage behind. Harmless after `settle`."""
         if record.grant is not None:

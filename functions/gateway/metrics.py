@@ -167,7 +167,7 @@ class Metrics:
         yield Family(
             "farebox_gateway_unrecorded_events_total",
             "counter",
-            "Usage events that could not be made durable",
+            "Usage events that could not be made durable when their call ended",
             [("", (), self.unrecorded)],
         )
 

@@ -96,8 +96,10 @@ class Auditor:
     def _excuse_missing(self, work: Work) -> None:
         """Only a gateway that died may leave none, and only of what was not yet noted or answered."""
         last = work.history[-1][0] if work.history else work.began
-        if any(start <= last + 1 and work.began <= end for start, end in self.facts.disk_troubles):
-            return  # it could not be written down, and the caller was told so
+        if (work.failed or not work.history) and any(
+            start <= last + 1 and work.began <= end for start, end in self.facts.disk_troubles
+        ):
+            return  # it could not be written down, and the caller was told so instead of getting the answer
         kills = [at for at in self.facts.installation.killed_at if at >= work.began]
         if not kills:
             self._wrong(f"no event for {work}, and no gateway died")

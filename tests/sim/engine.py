@@ -54,6 +54,7 @@ class _Connection:
         self._transport: Any = None
         self._lost = False
         self._id = ""
+        self._url = b""
         self._body = b""
 
     def connection_made(self, transport: Any) -> None:
@@ -77,6 +78,9 @@ class _Connection:
     def on_message_begin(self) -> None:
         self._id, self._body = "", b""
 
+    def on_url(self, url: bytes) -> None:
+        self._url = url
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"x-request-id":
             self._id = value.decode()
@@ -87,6 +91,10 @@ class _Connection:
     def on_message_complete(self) -> None:
         request = json.loads(self._body)
         chance = self._loop.chance
+        if self._url == b"/tokenize":
+            words = request.get("prompt") or " ".join(m["content"] for m in request["messages"])
+            self._answer(200, {"count": len(words) // 4 + 5, "max_model_len": 8192, "tokens": []})
+            return
         prompt = sum(len(m["content"]) for m in request["messages"]) // 4 + 5
         work = Work(self._id, prompt, chance.choice([0, 0, prompt // 2]), began=self._loop.now)
         assert self._id not in self._engine.work, "an attempt was sent twice"

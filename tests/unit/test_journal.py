@@ -172,6 +172,37 @@ async def test_a_failing_disk_fails_the_batch_whole_and_recovers_by_itself(
     assert not [name for name in os.listdir(tmp_path) if name.endswith((".probe", ".new"))]
 
 
+async def test_what_was_delivered_is_written_when_the_disk_takes_it_again(
+    tmp_path: Path, opened: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "PROBE_EVERY_S", 0.05)
+    monkeypatch.setattr(journal_module, "MAX_OWED", 3)
+    told: list[Exception | None] = []
+
+    def no_space(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", no_space)
+        with pytest.raises(JournalFull):
+            await opened.append(event("refused"))
+        for number in range(4):
+            opened.owe(event(f"owed_{number}"), told.append)
+        assert [type(error) for error in told] == [JournalFull]  # the fourth: there is a bound
+        await asyncio.sleep(0.2)
+        assert len(told) == 1
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        if len(told) == 4:
+            break
+    assert told[1:] == [None, None, None]
+    opened.owe(event("late"), told.append)  # the disk is well already
+    await opened.append(event("req_2"))
+    await opened.close()
+    assert sorted(usage_ids(tmp_path)) == ["late", "owed_0", "owed_1", "owed_2", "req_2"]
+    assert [r.seq for r in read_all(tmp_path) if r.kind == segment.USAGE] == [1, 2, 3, 4, 5]
+
+
 async def test_calls_are_refused_while_too_much_waits_for_the_ledger(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path, "gw-1", SystemClock(), 300_000)
     journal.check()
