@@ -1,6 +1,5 @@
-"""What goes to which worker, and databases: SQLite and a real PostgreSQL (from a wheel), empty for every test."""
+"""Store tests run on SQLite and on a real PostgreSQL (from a wheel), each in a database of its own."""
 
-import fcntl
 import functools
 import os
 import shutil
@@ -24,7 +23,7 @@ import metering.tables
 import serving.tables
 import webhooks.tables
 from core.database import Database, metadata, open_database
-from serving import processes
+from tests.workers import Workers
 
 TABLES = (
     access.tables,
@@ -46,48 +45,9 @@ settings.load_profile("farebox")
 # Nothing here speaks TLS, yet each httpx client made reads the system's certificates: 40 ms, a thousand times.
 ssl.create_default_context = functools.cache(ssl.create_default_context)
 
-_PORTS_PER_WORKER = 1_000
 
-
-def pytest_configure() -> None:
-    """Ports that are chosen first and bound later: for each worker from a range of its own."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
-    first = processes.PORTS.start + worker * _PORTS_PER_WORKER
-    processes.PORTS = range(first, first + _PORTS_PER_WORKER)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares something expensive stays on one worker and begins first, the longest at the very front."""
-    for item in items:
-        if group := _group_of(item):
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: _ORDER.get(_group_of(item), 1))
-
-
-_ORDER = {"engine": 0, "": 2, "timing": 3}
-
-
-def _group_of(item: pytest.Item) -> str:
-    """The tests of a real engine, those of one PostgreSQL, or those of a module with things made once for it."""
-    for shared in ("timing", "engine", "postgres"):
-        if item.get_closest_marker(shared):
-            return shared
-    fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
-    once = any(fixture.scope == "module" for definitions in fixtures for fixture in definitions)
-    return item.path.stem if once else ""
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A test that measures time runs while no other worker's does; waiting for that does not count as its own time."""
-    alone = item.get_closest_marker("timing") is not None
-    folder = Path(__file__).parent  # two files of it serve as locks: every worker has them
-    with (folder / "__init__.py").open() as turn, (folder / "conftest.py").open() as running:
-        fcntl.flock(turn, fcntl.LOCK_EX)  # whoever waits to be alone lets nobody else begin
-        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(turn, fcntl.LOCK_UN)
-        return (yield)
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Workers(config))
 
 
 MakeDatabase = Callable[[], Database]
