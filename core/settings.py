@@ -48,6 +48,7 @@ class Settings:
     invoice_issuer_address: str = ""  # lines separated by \n
     invoice_issuer_email: str = ""
     invoice_issuer_tax_id: str = ""
+    invoice_font: str = ""  # a TrueType or OpenType file for characters that the PDF's own font lacks
     drain_grace_s: int = 30  # SIGTERM: streams in flight get this long
 
     @property

@@ -96,6 +96,7 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
         runtime=runtime,
         catch_up=catch_up,
         keeper=keeper,
+        issuer=issuer,
     )
     reconciliation = HourlyReconciliation(Reconciler(db, clock, catch_up))
     tokens = token_counter(settings, db)

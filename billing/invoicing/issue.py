@@ -174,7 +174,7 @@ def finalize(conn: Connection, issuer: Issuer, invoice_id: str, now_ms: int) -> 
         state="finalized",
         finalized_ms=now_ms,
         due_ms=now_ms + profile.due_days * _DAY_MS,
-        parties=Parties(issuer.party, _customer(conn, draft.org_id)),
+        parties=Parties(issuer.party, customer_of(conn, draft.org_id)),
     )
     rows += _credit_lines(uses, len(rows))
     _post(conn, made, lines, rows, now_ms)
@@ -214,7 +214,8 @@ def lock_invoice(conn: Connection, name: str) -> Invoice:
     return find_invoice(conn, found.id)
 
 
-def _customer(conn: Connection, org_id: str) -> Party:
+def customer_of(conn: Connection, org_id: str) -> Party:
+    """Who is billed, as it would stand on an invoice now."""
     profile = profile_of(conn, org_id)
     name = profile.legal_name or find_organization(conn, org_id).name
     return Party(name, profile.address, profile.email, profile.tax_id)

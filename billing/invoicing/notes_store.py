@@ -33,6 +33,15 @@ def off_due_cents(conn: Connection, invoice_id: str) -> int:
     return int(conn.execute(query).scalar() or 0)
 
 
+def notes_between(conn: Connection, org_id: str, start_ms: int, end_ms: int) -> list[CreditNote]:
+    """Credit notes of an organization that were made in [start, end)."""
+    table = credit_notes
+    query = select(table).where(
+        table.c.org_id == org_id, table.c.created_ms >= start_ms, table.c.created_ms < end_ms
+    )
+    return [_note(row) for row in conn.execute(query.order_by(table.c.id))]
+
+
 def find_note(conn: Connection, name: str) -> CreditNote:
     """The credit note with that id or number; NotFound when there is none."""
     table = credit_notes

@@ -47,7 +47,7 @@ def run_invoicer(db: Database, issuer: Issuer, now_ms: int, *, automatic: bool =
 def _close_months(db: Database, issuer: Issuer, now_ms: int, automatic: bool) -> Iterator[Invoice]:
     with db.read() as conn:
         since, until = invoiced_until(conn), month_bounds(first_open_minute(conn))[0]
-        since = since or _earliest(conn, until)
+        since = since or first_charge(conn, until)
     for month in months(since, until):
         with db.read() as conn:
             orgs = organizations_of(conn, month)
@@ -88,7 +88,8 @@ def _set_invoiced_until(conn: Connection, at_ms: int) -> None:
     )
 
 
-def _earliest(conn: Connection, until: int) -> int:
+def first_charge(conn: Connection, until: int) -> int:
+    """The first day of anybody's charges, or month of a contract; `until` when there is none."""
     firsts = [
         conn.execute(select(func.min(column))).scalar()
         for column in (ledger_days.c.day_ms, contracts.c.starts_ms)

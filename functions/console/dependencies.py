@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from access.model import Principal
 from access.sealer import Sealer
+from billing.invoicing.issue import Issuer
 from catalog import price_book
 from core.clock import Clock
 from core.database import Database
@@ -42,6 +43,7 @@ class ConsoleDependencies:
     runtime: RuntimeView
     catch_up: Callable[[], None]
     keeper: BudgetKeeper = field(default_factory=lambda: BudgetKeeper(price_book))
+    issuer: Issuer = field(default_factory=lambda: Issuer(price_book))
     held: HeldReports = field(default_factory=HeldReports)
 
     @property

@@ -7,12 +7,12 @@ from core.errors import Invalid
 from functions.console.shapes import instant
 
 
-def month(text: str | None, now_ms: int) -> tuple[int, int]:
+def month(text: str | None, now_ms: int, param: str = "period") -> tuple[int, int]:
     """Start and end of the UTC month `YYYY-MM`; without one, of the current month."""
     if text is None:
         return month_bounds(now_ms)
     if not re.fullmatch(r"2[0-9]{3}-(0[1-9]|1[0-2])", text):
-        raise Invalid(f"period: expected a month such as 2026-11, got {text[:60]!r}", param="period")
+        raise Invalid(f"{param}: expected a month such as 2026-11, got {text[:60]!r}", param=param)
     return month_bounds(parse_iso(f"{text}-01T00:00:00Z"))
 
 

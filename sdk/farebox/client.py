@@ -7,12 +7,19 @@ from farebox.chat import Chat
 from farebox.config import resolve
 from farebox.errors import FareboxAPIError
 from farebox.event_resources import AuditLog, Events, Quarantine, Webhooks
+from farebox.invoice_resources import (
+    BillingProfiles,
+    Contracts,
+    CreditNotes,
+    Credits,
+    Exports,
+    Invoices,
+)
 from farebox.price_resources import Prices
 from farebox.resources import (
     Alarms,
     Budgets,
     Deployments,
-    Invoices,
     Keys,
     LimitsOf,
     Models,
@@ -59,6 +66,11 @@ class Client:
         self.invoices = Invoices(self._transport)
         self.reconciliation = ReconciliationOf(self._transport)
         self.alarms = Alarms(self._transport)
+        self.credits = Credits(self._transport)
+        self.credit_notes = CreditNotes(self._transport)
+        self.contracts = Contracts(self._transport)
+        self.billing_profiles = BillingProfiles(self._transport)
+        self.exports = Exports(self._transport)
         self.limits = LimitsOf(self._transport)
         self.budgets = Budgets(self._transport)
         self.prices = Prices(self._transport)

@@ -13,7 +13,6 @@ from farebox.types import (
     CreatedApiKey,
     Deployment,
     EndpointKeys,
-    InvoicePreview,
     KeyType,
     Limits,
     LimitScope,
@@ -221,15 +220,6 @@ class Receipts(Resource):
             after = page.get("next")
             if not after:
                 return
-
-
-class Invoices(Resource):
-    """What is owed."""
-
-    def preview(self, organization: str | None = None, *, period: str | None = None) -> InvoicePreview:
-        """The invoice as it would be now. `period` is a month, `YYYY-MM`; default: the current one (UTC)."""
-        params = {"organization": organization, "period": period}
-        return cast(InvoicePreview, self._transport.json("GET", "/api/invoices/preview", params=params))
 
 
 class ReconciliationOf(Resource):

@@ -66,7 +66,7 @@ def usage(
 ) -> None:
     """Show what was used: tokens, endpoint minutes."""
     check_range(start, end)
-    with _suggesting_scope(state, organization, project):
+    with suggesting_scope(state, organization, project):
         answer = state.client.usage.list(
             organization=organization, project=project, start=start, end=end, group_by=group_by
         )
@@ -121,7 +121,7 @@ def receipts(
     Newest first, one page at a time.
     """
     check_range(start, end)
-    with _suggesting_scope(state, organization, project):
+    with suggesting_scope(state, organization, project):
         page = state.client.receipts.list(
             organization=organization, project=project, start=start, end=end, limit=limit, after=after
         )
@@ -163,7 +163,7 @@ def invoice() -> None:
 @pass_state
 def invoice_preview(state: State, organization: str | None, period: str | None) -> None:
     """Show the invoice as it would be now, exact to the last digit."""
-    with _suggesting_scope(state, organization, None):
+    with suggesting_scope(state, organization, None):
         preview = state.client.invoices.preview(organization, period=period)
     if print_data(state, preview):
         return
@@ -196,7 +196,8 @@ def _print_invoice(preview: Any, columns: Sequence[Column]) -> None:
 
 
 @contextmanager
-def _suggesting_scope(state: State, organization: str | None, project: str | None) -> Iterator[None]:
+def suggesting_scope(state: State, organization: str | None, project: str | None) -> Iterator[None]:
+    """Close names for a wrong organization or project."""
     with (
         suggesting(organization, lambda: organization_names(state), "farebox org list", param="organization"),
         suggesting(project, lambda: project_names(state), "farebox project list", param="project"),

@@ -1,0 +1,1 @@
+"""What stands on an invoice document, and the lines as CSV. Pages are laid out in functions/documents."""
