@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from catalog.fields import Fields
 from catalog.model import (
     ENGINE_KINDS,
+    MAX_PARALLEL,
     TASKS,
     Capabilities,
     Engine,
@@ -53,6 +54,8 @@ _TAG = r"[a-z0-9][a-z0-9-]*"
 _AN_URL = "an http or https address"
 _MAX_PARAMETERS = 10**14
 _MAX_CONTEXT = 100_000_000
+_MAX_URL = 500
+MAX_SERVERS = 64
 
 # By task: the prices that must be there, and those that may.
 _NEEDED: Mapping[Task, tuple[str, ...]] = {
@@ -185,21 +188,35 @@ def _capabilities(top: Fields) -> Capabilities:
 
 
 def _engine(top: Fields) -> Engine:
-    known = ("kind", "args", "url", "model", "api_key_env", "continuous_usage", "tokenizer")
+    known = (
+        "kind",
+        "args",
+        "url",
+        "urls",
+        "model",
+        "api_key_env",
+        "continuous_usage",
+        "tokenizer",
+        "max_parallel",
+    )
     fields = top.inner("engine", known)
     if fields is None:
         return Engine()
     kind = fields.choice("kind", ENGINE_KINDS, default="vllm")
+    parallel = fields.whole("max_parallel", low=1, high=MAX_PARALLEL)
     if kind != "external":
-        for name in ("url", "model", "api_key_env", "continuous_usage", "tokenizer"):
+        for name in ("url", "urls", "model", "api_key_env", "continuous_usage", "tokenizer"):
             if name in fields:
                 raise fields.wrong(name, f"only an engine of kind external has {name}; this one is {kind}")
-        return Engine(kind=kind, args=fields.texts("args", most=100, limit=8192, expected="an argument"))
+        args = fields.texts("args", most=100, limit=8192, expected="an argument")
+        return Engine(kind=kind, args=args, max_parallel=parallel)
     if "args" in fields:
         raise fields.wrong("args", "an external engine is started by someone else, so it has no args")
+    urls = _base_urls(fields)
     return Engine(
         kind=kind,
-        url=_base_url(fields),
+        url="" if urls else _base_url(fields, "url", fields.text("url", limit=_MAX_URL, needed=True)),
+        urls=urls,
         model=fields.text("model"),
         api_key_env=fields.text(
             "api_key_env",
@@ -214,12 +231,25 @@ def _engine(top: Fields) -> Engine:
             pattern=_TOKENIZER,
             expected="an absolute path of a folder or a tokenizer.json, or a repository such as Qwen/Qwen3-0.6B",
         ),
+        max_parallel=parallel,
     )
 
 
-def _base_url(fields: Fields) -> str:
+def _base_urls(fields: Fields) -> tuple[str, ...]:
+    """Several attached servers that are alike, instead of the one in `url`."""
+    given = fields.texts("urls", most=MAX_SERVERS, limit=_MAX_URL, expected=_AN_URL)
+    if given and "url" in fields:
+        raise fields.wrong("urls", "give either url or urls, not both")
+    if "urls" in fields and not given:
+        raise fields.wrong("urls", "expected at least one address")
+    urls = tuple(_base_url(fields, "urls", url.strip()) for url in given)
+    if len(set(urls)) < len(urls):
+        raise fields.wrong("urls", "an address is listed twice")
+    return urls
+
+
+def _base_url(fields: Fields, name: str, url: str) -> str:
     """The server's base without `/v1`: Farebox appends `/v1/…`, so one trailing `/v1` is taken off."""
-    url = fields.text("url", limit=500, needed=True)
     expected = "expected an address such as http://127.0.0.1:9100"
     try:
         parts = urlsplit(url)
@@ -227,11 +257,11 @@ def _base_url(fields: Fields) -> str:
     except ValueError:  # a malformed host or port
         good = False
     if not good or not re.fullmatch(r"[!-~]+", url):
-        raise fields.wrong("url", f"{expected}, got {url!r}")
+        raise fields.wrong(name, f"{expected}, got {url!r}")
     if "@" in parts.netloc:
-        raise fields.wrong("url", "keep credentials out of the url; name a variable in api_key_env")
+        raise fields.wrong(name, "keep credentials out of the address; name a variable in api_key_env")
     if parts.query or parts.fragment or url.endswith(("?", "#")):
-        raise fields.wrong("url", f"{expected}, without ? or #")
+        raise fields.wrong(name, f"{expected}, without ? or #")
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from catalog.terms import Terms
@@ -12,6 +13,8 @@ Task = Literal["chat", "completion", "embedding", "rerank", "transcription"]
 EngineKind = Literal["vllm", "vllm-cpu", "external"]
 Origin = Literal["builtin", "operator"]
 Outcome = Literal["added", "changed", "unchanged"]
+
+MAX_PARALLEL = 100_000
 
 TASKS: tuple[Task, ...] = ("chat", "completion", "embedding", "rerank", "transcription")
 ENGINE_KINDS: tuple[EngineKind, ...] = ("vllm", "vllm-cpu", "external")
@@ -49,16 +52,35 @@ class Requirements:
 class Engine:
     """What serves the model. `args` are for a started vLLM, the rest for an attached (`external`) server.
 
-    `url` is the base without `/v1`: Farebox adds `/v1/chat/completions` and so on itself.
+    `url` is the base without `/v1`: Farebox adds `/v1/chat/completions` and so on itself. `urls` stands in its
+    place where several servers are attached.
     """
 
     kind: EngineKind = "vllm"
     args: tuple[str, ...] = ()
     url: str = ""
+    urls: tuple[str, ...] = ()
     model: str = ""  # the name that the attached server knows the model by; "" means the catalog id
     api_key_env: str = ""  # name of the environment variable that holds the attached server's key
     continuous_usage: bool = False  # it understands vLLM's stream_options.continuous_usage_stats
     tokenizer: str = ""  # what it tokenizes with: an absolute path here, or a repository that was fetched
+    max_parallel: int = 0  # calls that one server takes at once
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Base addresses of the attached servers."""
+        return self.urls or (self.url,)
+
+    @property
+    def parallel(self) -> int:
+        """Calls that one server takes at once, where the entry or its `--max-num-seqs` says so; else 0."""
+        if self.max_parallel:
+            return self.max_parallel
+        words = [word for arg in self.args for word in arg.split("=", 1)]
+        for name, value in pairwise(words):
+            if name.replace("_", "-") == "--max-num-seqs" and value.isascii() and value.isdigit():
+                return min(int(value[:9]), MAX_PARALLEL)
+        return 0
 
 
 @dataclass(frozen=True, slots=True)

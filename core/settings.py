@@ -29,13 +29,20 @@ class Settings:
     log_level: str = "INFO"
     max_body_bytes: int = 10 * 1024 * 1024  # largest request body
     max_concurrent_requests: int = 4096  # calls in flight in one gateway; more are answered 503
-    max_waiting_per_deployment: int = 256  # callers that may wait for one deployment to start
-    wait_for_start_s: int = 600  # a streaming caller waits at most this long for a start
+    max_parallel_per_replica: int = (
+        256  # calls one model server takes at once, where its model does not say; 0: any
+    )
+    max_waiting_per_deployment: int = (
+        512  # callers that may wait for one deployment: to start, or for a place
+    )
+    max_waiting_per_organization: int = 256  # of these, callers of one organization; more are answered 429
+    wait_for_start_s: int = 600  # a streaming caller waits at most this long for a start or a place
     hold_plain_call_s: int = 120  # a non-streaming caller waits at most this long, then 503 with Retry-After
     sse_comment_every_s: int = 10  # `: waiting` comments to a streaming caller meanwhile
     upstream_connect_timeout_s: int = 10
     upstream_first_byte_timeout_s: int = 600
     upstream_between_bytes_timeout_s: int = 300
+    upstream_total_timeout_s: int = 3600  # from sending a call to the end of its answer
     scale_to_zero_after_s: int = 300  # a server without calls for this long is stopped
     start_timeout_s: int = 900  # a server that is not healthy by then has failed
     journal_max_bytes: int = 1024 * 1024 * 1024  # usage not yet on the ledger; calls are refused beyond

@@ -71,8 +71,9 @@ class ChildProcess:
         )
 
     async def stop(self) -> None:
-        """SIGTERM, wait for the drain, SIGKILL what remains."""
+        """SIGTERM, wait for the drain, SIGKILL what remains. Nobody is to queue for what will not come back."""
         self._stopping = True
+        self._listener.close()
         process = self._process
         if process is None:
             return

@@ -42,6 +42,7 @@ class Route:
     upstream_key_env: str  # name of the environment variable with the attached server's API key, or ""
     urls: tuple[str, ...]
     tariffs: tuple[Tariff, ...] = ()  # oldest first: in force when it was resolved, and those already decided
+    max_parallel: int = 0  # calls that each of the servers takes at once; 0: the gateway's own setting
 
     def unit_prices(self, at_ms: int) -> Mapping[str, int]:
         """Pico-dollars per unit by SKU at an instant; right across a price change, so a route need not expire."""

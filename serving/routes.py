@@ -82,10 +82,11 @@ def _route(connection: Connection, endpoint: Endpoint) -> Route | None:
         # vLLM's own extension: every server that we start has it.
         continuous_usage=not spec.external or spec.engine.continuous_usage,
         upstream_key_env=spec.engine.api_key_env if spec.external else "",
-        urls=(spec.engine.url,) if spec.external else store.ready_urls(connection, endpoint.deployment_id),
+        urls=spec.engine.servers if spec.external else store.ready_urls(connection, endpoint.deployment_id),
         tariffs=tuple(
             Tariff(p.starts_ms, p.unit_prices) for p in tariffs(connection, spec.id, endpoint.org_id)
         ),
+        max_parallel=spec.engine.parallel,
     )
 
 

@@ -6,11 +6,13 @@ The order that money depends on: the event is durable before the answer's last b
 import asyncio
 from typing import TYPE_CHECKING, Literal
 
-from core.errors import FareboxError, Timeout, Unavailable, UpstreamFailed
+from core.errors import FareboxError, Unavailable, UpstreamFailed
 from core.log import get_logger
 from functions.gateway.exchange import Exchange
 from functions.gateway.figures import headers_of
-from functions.gateway.record import CallRecord, refusal
+from functions.gateway.places import QueueRefused
+from functions.gateway.record import CallRecord, cut_short, refusal, silent
+from functions.gateway.retrying import busy, may_try_again, pause_s
 from functions.gateway.upstream import MAX_ERROR_BYTES, Answer, ServerGone, read_answer
 from functions.gateway.watchdog import Watchdog
 from metering.model import Status, UsageEvent
@@ -20,12 +22,10 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
-_ATTEMPTS = 2
-_PAUSE_BEFORE_RETRY_S = 0.2
 PROGRESS_EVERY_S = 1.0
 CLIENT_CLOSED = 499  # nginx's word for a caller who left; never sent
 
-_StopReason = Literal["hang_up", "silent_server", "silent_caller"]
+_StopReason = Literal["hang_up", "silent_server", "silent_caller", "too_long"]
 
 
 class MeteredCall:
@@ -42,6 +42,7 @@ class MeteredCall:
         "_settling",
         "_stop_reason",
         "_task",
+        "_too_long",
         "_watchdog",
         "completed",
     )
@@ -57,6 +58,7 @@ class MeteredCall:
         self._body = b""
         self._answer: Answer | None = None
         self._watchdog: Watchdog | None = None
+        self._too_long: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._stop_reason: _StopReason | None = None
         self._settling = False
@@ -73,6 +75,8 @@ class MeteredCall:
             await self._serve()
         except asyncio.CancelledError:
             await self._stopped()
+        except QueueRefused as refused:
+            await self._refuse(refused.error)
         except FareboxError as error:
             await self._fail(error)
         except Exception:
@@ -80,6 +84,7 @@ class MeteredCall:
             await self._fail(FareboxError(f"Internal error in request {self._exchange.request_id}."))
         finally:
             self._leave_server()
+            self._record.leave_place()
             self._gateway.limits.release(self._record)
             activity.end(self._record.route.deployment_id)
 
@@ -101,53 +106,77 @@ class MeteredCall:
             await self._pass_on(answer)
 
     async def _send_until_answered(self) -> Answer:
-        """The head of an answer, from a second server where the first was gone before its first byte."""
-        gateway, record, route = self._gateway, self._record, self._record.route
-        url = route.urls[0] if route.urls else await self._wait_for_server()
+        """The head of an answer, from another attempt where a server was gone before its first byte."""
+        gateway, record = self._gateway, self._record
+        if record.place is None:
+            await gateway.places.take(record, self._patience_s())
+        loop = asyncio.get_running_loop()
+        self._too_long = loop.call_later(gateway.settings.upstream_total_timeout_s, self._on_too_long)
         while True:
             self._watchdog = Watchdog(self._on_silence, gateway.settings.upstream_first_byte_timeout_s)
             try:
                 if self._gone is not None:
                     gone, self._gone = self._gone, None
                     raise gone
-                record.sent_ms, record.server = gateway.clock.now_ms(), url
-                self._answer = await gateway.upstream.post(
-                    url,
-                    record.operation,
-                    self._body,
-                    body_type=record.body_type,
-                    route=route,
-                    attempt_id=record.attempt_id,
-                    caller_headers=self._exchange.headers,
-                )
-                self._body = b""  # may be large, and the answer may take long
-                return self._answer
+                return await self._send()
             except ServerGone as gone:
                 self._watchdog.stop()
-                if record.attempt >= _ATTEMPTS:
-                    raise Unavailable(
-                        "The model server does not answer; try again in a moment.",
-                        code="model_unavailable",
-                        retry_after_s=2,
-                    ) from gone
-                await self._settle("error", 502, last=False)
-                self._settling = False
-                record.next_attempt()
-                if self._stop_reason is not None:
-                    raise asyncio.CancelledError from None
-                url = await self._other_server(url)
+                await self._prepare_another(gone)
 
-    async def _wait_for_server(self) -> str:
-        settings, record = self._gateway.settings, self._record
-        patience = settings.wait_for_start_s if record.request.stream else settings.hold_plain_call_s
-        return await self._gateway.waiting.wait(record.route.deployment_id, patience)
+    async def _send(self) -> Answer:
+        gateway, record = self._gateway, self._record
+        server = record.place
+        assert server is not None, "the call has a place"
+        record.sent_ms, record.server = gateway.clock.now_ms(), server.url
+        try:
+            self._answer = answer = await gateway.upstream.post(
+                server.url,
+                record.operation,
+                self._body,
+                body_type=record.body_type,
+                route=record.route,
+                attempt_id=record.attempt_id,
+                caller_headers=self._exchange.headers,
+            )
+        except (ServerGone, UpstreamFailed):
+            server.failed()
+            raise
+        if answer.status >= 500 or server.troubled:
+            server.answered(answer.status)
+        if (gone := busy(record, answer.status, answer.headers)) is not None:
+            self._answer = None
+            answer.close()
+            raise gone
+        self._body = b""  # may be large, and the answer may take long
+        return answer
 
-    async def _other_server(self, gone_url: str) -> str:
-        await asyncio.sleep(_PAUSE_BEFORE_RETRY_S)
-        if self._record.route.external:
-            return gone_url
-        self._gateway.lookups.routes.forget(self._record.route.deployment_id)
-        return await self._wait_for_server()
+    async def _prepare_another(self, gone: ServerGone) -> None:
+        """Put the attempt on record and move to a server for the next one; Unavailable: there is none."""
+        gateway, record = self._gateway, self._record
+        if not may_try_again(record):
+            raise Unavailable(
+                "The model server does not answer; try again in a moment.",
+                code="model_unavailable",
+                retry_after_s=2,
+            ) from gone
+        await self._settle("error", gone.http_status, last=False)
+        self._settling = False
+        record.next_attempt()
+        if self._stop_reason is not None:
+            raise asyncio.CancelledError from None
+        await asyncio.sleep(max(gone.wait_s, pause_s(record.attempt - 1)))
+        if gateway.places.move(record) or record.route.external or gone.http_status == 503:
+            return
+        held, deployment_id = record.place, record.route.deployment_id
+        assert held is not None, "the call has a place"
+        # Nobody else is sent there until it is known again who serves.
+        held.group.follow((), 0)
+        gateway.lookups.routes.forget(deployment_id)
+        record.place = held.group.move(held, await gateway.waiting.wait(deployment_id, self._patience_s()))
+
+    def _patience_s(self) -> float:
+        settings = self._gateway.settings
+        return settings.wait_for_start_s if self._record.request.stream else settings.hold_plain_call_s
 
     # -- the way back --
 
@@ -207,6 +236,8 @@ class MeteredCall:
         """Close the connection unless the answer was read to its end: the server then stops its work."""
         if self._watchdog is not None:
             self._watchdog.stop()
+        if self._too_long is not None:
+            self._too_long.cancel()
         if self._answer is not None:
             self._answer.close()
 
@@ -217,6 +248,9 @@ class MeteredCall:
 
     def _on_silence(self) -> None:
         self._stop("silent_caller" if self._sending else "silent_server")
+
+    def _on_too_long(self) -> None:
+        self._stop("silent_caller" if self._sending else "too_long")
 
     def _stop(self, reason: _StopReason) -> None:
         if self._stop_reason is None:
@@ -234,7 +268,13 @@ class MeteredCall:
         if self._task is not None:
             self._task.uncancel()
         if self._stop_reason == "silent_server":
-            await self._fail(Timeout("The model server did not answer in time."))
+            server = self._record.place
+            if server is not None and not self._record.first_byte_ms:
+                server.failed()
+            await self._fail(silent())
+            return
+        if self._stop_reason == "too_long":
+            await self._fail(*cut_short(self._record))
             return
         if self._record.finished:
             await self._settle_or_log("completed", 200)
@@ -244,6 +284,15 @@ class MeteredCall:
     async def _fail(self, error: FareboxError, status: Status = "error") -> None:
         self._leave_server()
         await self._settle_or_log(status, error.status)
+        await self._answer_failure(error)
+
+    async def _refuse(self, error: FareboxError) -> None:
+        """Nothing was done for the call: no event, no cost."""
+        self._gateway.limits.release(self._record)
+        self._gateway.metrics.refused(error)
+        await self._answer_failure(error)
+
+    async def _answer_failure(self, error: FareboxError) -> None:
         await self._exchange.stop_comments()
         if self._exchange.finished:
             return
@@ -270,6 +319,8 @@ class MeteredCall:
         What is reserved for the call is settled with its last attempt.
         """
         self._settling = True
+        if last:
+            self._record.leave_place()
         append = asyncio.ensure_future(self._append(status, http_status))
         try:
             await asyncio.shield(append)

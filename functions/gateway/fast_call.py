@@ -7,12 +7,13 @@ once; when the server was gone before the first byte, the slow lane takes over (
 import asyncio
 from typing import TYPE_CHECKING
 
-from core.errors import FareboxError, JournalFull, Timeout, Unavailable, UpstreamFailed
+from core.errors import FareboxError, JournalFull, Unavailable, UpstreamFailed
 from core.log import get_logger
 from functions.gateway.call import CLIENT_CLOSED, PROGRESS_EVERY_S
 from functions.gateway.exchange import FIRST_COMMENT_S
 from functions.gateway.origin import Origin
-from functions.gateway.record import CallRecord, refusal
+from functions.gateway.record import CallRecord, cut_short, refusal, silent
+from functions.gateway.retrying import busy
 from functions.gateway.upstream import (
     MAX_ANSWER_BYTES,
     MAX_ERROR_BYTES,
@@ -45,6 +46,7 @@ class FastCall:
         "_connecting",
         "_connection",
         "_counting",
+        "_ends_at",
         "_failure",
         "_gateway",
         "_headers",
@@ -71,6 +73,7 @@ class FastCall:
         self._caller = caller
         self.record = record
         self.deadline = 0.0
+        self._ends_at = 0.0
         self._silent_at = 0.0
         self._comment_at = 0.0  # 0: no more comments
         self._progress_at = 0.0
@@ -97,15 +100,16 @@ class FastCall:
         gateway, record = self._gateway, self.record
         gateway.activity.begin(record.route.deployment_id)
         now = self._loop.time()
-        self._silent_at = self.deadline = now + gateway.settings.upstream_first_byte_timeout_s
+        settings = gateway.settings
+        self._ends_at = now + settings.upstream_total_timeout_s
+        self._silent_at = self.deadline = min(now + settings.upstream_first_byte_timeout_s, self._ends_at)
         if record.request.stream:
-            self._comment_at = self.deadline = now + min(
-                FIRST_COMMENT_S, gateway.settings.sse_comment_every_s
-            )
+            self._comment_at = self.deadline = now + min(FIRST_COMMENT_S, settings.sse_comment_every_s)
         self._lane.deadlines.watch(self)
         record.sent_ms = record.received_ms
+        assert record.place is not None, "the call has a place"
         try:
-            record.server = record.route.urls[0]
+            record.server = record.place.url
             target = server_of(record.server)
             body = record.upstream_body()
             head = request_head(
@@ -138,7 +142,16 @@ class FastCall:
         record = self.record
         record.first_byte_ms = self._gateway.clock.now_ms()
         self._status = status
+        server = record.place
+        assert server is not None, "the call has a place"
+        if status >= 500 or server.troubled:
+            server.answered(status)
         if status != 200:
+            gone = busy(record, status, headers)
+            if gone is not None:
+                self._leave_server()
+                self._go_on_slowly(gone)
+                return
             record.refused = True
             self._headers = headers
             self._max_bytes = MAX_ERROR_BYTES
@@ -198,11 +211,17 @@ class FastCall:
             return
         if self._chunks is not None:
             self._end_stream()
-        elif isinstance(error, ServerGone):
-            self._leave()
-            self._lane.hand_over(self, self._caller, error, started=self._started)
         else:
-            self._fail(error)
+            if not self._status and self.record.place is not None:
+                self.record.place.failed()
+            if isinstance(error, ServerGone):
+                self._go_on_slowly(error)
+            else:
+                self._fail(error)
+
+    def _go_on_slowly(self, gone: ServerGone) -> None:
+        self._leave()
+        self._lane.hand_over(self, self._caller, gone, started=self._started)
 
     def _end_plain(self) -> None:
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -261,8 +280,9 @@ class FastCall:
 
     def _sign_of_life(self) -> float:
         now: float = self._loop.time()
-        self._silent_at = now + self._gateway.settings.upstream_between_bytes_timeout_s
-        self.deadline = min(self._silent_at, self._comment_at) if self._comment_at else self._silent_at
+        silent_at = now + self._gateway.settings.upstream_between_bytes_timeout_s
+        self._silent_at = silent_at = silent_at if silent_at < self._ends_at else self._ends_at
+        self.deadline = min(silent_at, self._comment_at) if self._comment_at else silent_at
         return now
 
     def on_deadline(self) -> None:
@@ -273,8 +293,12 @@ class FastCall:
         elif self._caller_slow:
             self.hang_up()
             self._caller.abort()
+        elif now >= self._ends_at:
+            self._fail(*cut_short(self.record))
         else:
-            self._fail(Timeout("The model server did not answer in time."))
+            if not self._status and self.record.place is not None:
+                self.record.place.failed()
+            self._fail(silent())
 
     def _comment(self, now: float) -> None:
         """Show a streaming caller that it waits; commits the answer to 200."""
@@ -303,6 +327,7 @@ class FastCall:
     def _settle(self, status: Status, http_status: int) -> None:
         self._settling = True
         self._lane.deadlines.forget(self)
+        self.record.leave_place()
         event = self.record.event(status, http_status, self._gateway.clock.now_ms())
         if event.usage_source == "estimated":
             self._counting = self._loop.create_task(self._count(event))

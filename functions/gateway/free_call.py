@@ -73,11 +73,11 @@ class FreeCall:
 
     async def _ask(self) -> bytes:
         gateway, route, exchange = self._gateway, self._route, self._exchange
-        url = (
-            route.urls[0]
-            if route.urls
-            else await gateway.waiting.wait(route.deployment_id, gateway.settings.hold_plain_call_s)
-        )
+        server = gateway.places.of(route).look()
+        if server is not None:
+            url = server.url
+        else:
+            url = await gateway.waiting.wait(route.deployment_id, gateway.settings.hold_plain_call_s)
         body = forward_members(self._request, route.served_model, None)
         try:
             async with asyncio.timeout(_TIMEOUT_S):

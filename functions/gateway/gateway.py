@@ -21,6 +21,7 @@ from functions.gateway.idempotency import Outcomes
 from functions.gateway.limiter import Limiter, Limiting, no_limits
 from functions.gateway.lookups import KeyAnswer, Lookups, RouteName
 from functions.gateway.metrics import Metrics
+from functions.gateway.places import Places
 from functions.gateway.record import CallRecord
 from functions.gateway.upstream import Upstream
 from functions.gateway.waking import WaitingRoom
@@ -95,6 +96,15 @@ class Gateway:
             on_ready=self.lookups.routes.forget,
             metrics=self.metrics,
         )
+        self.places = Places(
+            self.waiting,
+            self.lookups.routes.find,
+            dependencies.clock,
+            self.metrics,
+            each=settings.max_parallel_per_replica or settings.max_concurrent_requests,
+            max_waiting=settings.max_waiting_per_deployment,
+            max_waiting_per_org=settings.max_waiting_per_organization,
+        )
         self.activity = Activity(dependencies.control, dependencies.clock)
         self.outcomes = Outcomes(dependencies.clock)
         self.free_calls = 0
@@ -116,6 +126,7 @@ class Gateway:
     async def stop(self) -> None:
         """The reverse. The journal stays open: who opened it closes it, so calls cut now are settled first."""
         self.draining = True
+        await self.places.close()
         await self.waiting.close()
         # uvicorn has cancelled the tasks of the slow lane; here are none to cancel.
         self.interrupt_fast_calls()

@@ -120,8 +120,12 @@ def warm_call(
     route = gateway.lookups.routes.peek(route_name(principal, endpoint_name, model))
     if route is None or not route.urls or operation not in OPERATIONS_OF_TASK.get(route.task, ()):
         return None
+    servers = gateway.places.of(route)
+    if servers.free <= 0:  # others may wait already
+        return None
     record = CallRecord(new_id("req", received_ms), operation, principal, request, route, received_ms)
     gateway.limits.admit(record, body)
+    record.place = servers.take()
     return record
 
 
@@ -160,6 +164,7 @@ class HotRoutes:
         try:
             await self._serve(exchange, self._resumed(exchange, record, gone))
         finally:
+            record.leave_place()
             self._gateway.limits.release(record)
 
     async def _resumed(self, exchange: Exchange, record: CallRecord, gone: ServerGone) -> MeteredCall:
@@ -213,10 +218,9 @@ class HotRoutes:
             recorder.claim = gateway.outcomes.claim(principal, key, exchange.path, body)
         request = read_request(exchange, plan, body)
         route = await self._route(principal, plan.operation, endpoint_name, request)
-        if not route.urls:
-            gateway.waiting.check_room(route.deployment_id)
         if plan.free is not None:
             return FreeCall(gateway, exchange, plan.free, request, route)
+        gateway.places.check_room(route)
         record = new_record(exchange, plan.metered, principal, request, route, received_ms)
         if (waiting := gateway.limits.admit(record, body)) is not None:
             await waiting

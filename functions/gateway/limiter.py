@@ -33,7 +33,7 @@ from core.errors import FareboxError, PaymentRequired, RateLimited, Unavailable
 from core.log import get_logger
 from core.settings import Settings
 from functions.gateway.control import ControlClient
-from functions.gateway.estimate import worst_case
+from functions.gateway.estimate import BYTES_PER_TOKEN, worst_case
 from functions.gateway.figures import Header, headers_of
 from functions.gateway.record import CallRecord
 
@@ -104,6 +104,7 @@ class Limiter:
         route, now_ms = record.route, record.received_ms
         priced = self._book.any_budget
         worst = worst_case(record.operation, record.request, route, body, now_ms, priced=priced)
+        record.reserved_tokens = worst.tokens or len(body) // BYTES_PER_TOKEN
         request = AdmitRequest(
             record.request_id,
             route.org_id,

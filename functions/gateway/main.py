@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from core.errors import FareboxError
 from core.log import configure_logging, get_logger
 from core.settings import Settings, load_settings
-from functions.gateway.handler import create_gateway, fast_protocol
+from functions.gateway.handler import Gateway, create_gateway, fast_protocol
 from functions.gateway.wiring import open_gateway
 from functions.supervisor import parent_gone
 
@@ -41,7 +41,8 @@ def main() -> int:
 async def _serve(settings: Settings) -> None:
     async with open_gateway(settings) as dependencies:
         listener = socket.socket(fileno=int(os.environ["FAREBOX_LISTEN_FD"]))
-        server = uvicorn.Server(_server_config(create_gateway(dependencies), settings))
+        app = create_gateway(dependencies)
+        server = _Server(_server_config(app, settings), app.state.gateway)
         watcher = asyncio.create_task(_end_with_parent(server))
         # What was imported never becomes garbage; looking at it again on each collection costs tail latency.
         gc.collect()
@@ -53,6 +54,24 @@ async def _serve(settings: Settings) -> None:
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, and the gateway knows from the signal on that it is to take no new calls."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        draining = asyncio.create_task(self._gateway.drain())
+        try:
+            # Closes the listener and idle connections, waits for the busy ones within the grace, ends the rest.
+            await super().shutdown(sockets)
+        finally:
+            draining.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                _log.info("ended", extra={"all_calls_finished": await draining})
 
 
 def _server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

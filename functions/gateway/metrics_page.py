@@ -11,6 +11,7 @@ from fastapi import FastAPI, Response
 from core.version import VERSION
 from functions.gateway.exposition import CONTENT_TYPE, Family, Sample, render
 from functions.gateway.gateway import Gateway
+from functions.gateway.metrics import MAX_MODELS
 
 _LINES_AT_ONCE = 200  # then the calls have their turn
 _PROCESS = Path("/proc/self")
@@ -43,9 +44,10 @@ def _state(gateway: Gateway) -> Iterable[Family]:
     yield Family(
         "farebox_gateway_waiting",
         "gauge",
-        "Callers who wait for a deployment to start",
-        [("", (("deployment", name),), count) for name, count in gateway.waiting.waiters().items()],
+        "Callers who wait for a deployment: to start, or for a place",
+        [("", (("deployment", name),), count) for name, count in gateway.places.waiting().items()],
     )
+    yield from _servers(gateway)
     yield _gauge("held_pico_dollars", "Money reserved under budgets", gateway.limits.held_pico())
     events, size = gateway.journal.depth()
     yield _gauge("journal_events", "Usage events that wait to be durable", events)
@@ -63,6 +65,34 @@ def _state(gateway: Gateway) -> Iterable[Family]:
     yield _gauge("draining", "1 while no new calls are taken", int(gateway.draining))
     yield Family(
         "farebox_gateway_info", "gauge", "Always 1; tells the version", [("", (("version", VERSION),), 1)]
+    )
+
+
+def _servers(gateway: Gateway) -> Iterable[Family]:
+    """Of deployments that were called, as many as models have series."""
+    known = gateway.places.servers()[:MAX_MODELS]
+    counts = [(name, servers.counts()) for name, servers in known]
+    yield Family(
+        "farebox_gateway_replicas",
+        "gauge",
+        "Model servers that calls are sent to, and ejected ones",
+        [
+            ("", (("deployment", name), ("state", state)), count)
+            for name, pair in counts
+            for state, count in zip(("open", "ejected"), pair, strict=True)
+        ],
+    )
+    yield Family(
+        "farebox_gateway_ejections_total",
+        "counter",
+        "Times that a model server was left alone for failing",
+        [("", (("deployment", name),), servers.ejected_total) for name, servers in known],
+    )
+    yield Family(
+        "farebox_gateway_places_taken",
+        "gauge",
+        "Calls that hold a place on a model server",
+        [("", (("deployment", name),), servers.in_flight) for name, servers in known],
     )
 
 

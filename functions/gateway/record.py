@@ -10,7 +10,8 @@ import msgspec
 
 from access.admission.model import Figures, Grant
 from access.model import Principal
-from core.errors import UpstreamFailed
+from core.errors import Timeout, UpstreamFailed
+from functions.gateway.balancing import Server
 from functions.gateway.figures import Cost, Tally, cost_lines, cost_of, metered
 from metering.model import Status, Usage, UsageEvent, UsageSource
 from serving.model import Route
@@ -50,12 +51,14 @@ class CallRecord:
         "grant",
         "last_event",
         "operation",
+        "place",
         "principal",
         "received_ms",
         "refused",
         "renew_at_ms",
         "request",
         "request_id",
+        "reserved_tokens",
         "route",
         "sent_ms",
         "server",
@@ -93,6 +96,8 @@ class CallRecord:
         self.renew_at_ms = 0
         self.server = ""  # base URL of the one it was sent to
         self.tally: Tally | None = None  # counted by us, where the engine left something out
+        self.reserved_tokens = 0  # its worst case: what it counts for in a queue
+        self.place: Server | None = None  # on that server
         self._answer_estimate = 0
         self._cost: Cost | None = None
         self._transcript: Transcript | None = None  # of a plain answer that the engine did not count
@@ -118,6 +123,13 @@ class CallRecord:
             continuous_usage=route.continuous_usage,
             cache_salt=cache_salt(route.org_id) if salted else None,
         )
+
+    def leave_place(self) -> None:
+        """Its answer is over, or will not come: somebody else may have its place. Harmless when repeated."""
+        place = self.place
+        if place is not None:
+            self.place = None
+            place.give_back()
 
     def next_attempt(self) -> None:
         """The last one is recorded; what is noted from here on is of another."""
@@ -277,6 +289,18 @@ class CallRecord:
 
     def _estimate(self) -> TokenCounts:
         return TokenCounts(estimate_input_tokens(self.request), 0, 0, 0)
+
+
+def silent() -> Timeout:
+    """Nothing came from the model server for too long."""
+    return Timeout("The model server did not answer in time.")
+
+
+def cut_short(record: CallRecord) -> tuple[Timeout, Status]:
+    """The answer took longer than any may in all. What of a stream was delivered is billed."""
+    delivered = record.chunks is not None and record.chunks.chunks > 0
+    error = Timeout("The answer took longer than any may; ask for fewer tokens.", code="answer_too_long")
+    return error, "interrupted" if delivered else "error"
 
 
 _NOT_SERVED = (404, 405, 501)  # the route, or this model on it

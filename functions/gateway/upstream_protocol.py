@@ -19,7 +19,15 @@ _COPIED_BYTES = 16 * 1024  # a smaller body is cheaper copied than written apart
 
 
 class ServerGone(Exception):  # tells what is so, and that another attempt is safe
-    """The server refused or closed the connection before the first byte of an answer."""
+    """The server refused or closed the connection before the first byte of an answer, or said it is busy.
+
+    `http_status`: what goes on record for the attempt. `wait_s`: how long the server wants to be left alone.
+    """
+
+    def __init__(self, reason: str, http_status: int = 502, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.http_status = http_status
+        self.wait_s = wait_s
 
 
 class AnswerSink(Protocol):

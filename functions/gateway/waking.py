@@ -67,28 +67,40 @@ class WaitingRoom:
             )
 
     async def wait(self, deployment_id: str, timeout_s: float) -> str:
-        """The URL of a ready server. Unavailable: the queue is full, the start failed or takes too long."""
+        """The URL of a ready server. Unavailable: too many wait, the start failed or takes too long."""
         self.check_room(deployment_id)
+        began_ms = self._clock.monotonic_ms()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.ready(deployment_id)
+        except TimeoutError:
+            raise self.starting_error(deployment_id, timeout_s) from None
+        finally:
+            self._metrics.queue.note((self._clock.monotonic_ms() - began_ms) * 1000)
+
+    async def ready(self, deployment_id: str) -> str:
+        """The same however long it takes, for one who waits on behalf of all (`places.py`)."""
         start = self._starts.get(deployment_id)
         if start is None:
             start = self._starts[deployment_id] = _Start()
             # The start goes on when the caller who began it leaves.
             start.task = asyncio.get_running_loop().create_task(self._run(deployment_id, start))
         start.waiters += 1
-        began_ms = self._clock.monotonic_ms()
         try:
-            async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(start.ready)
-        except TimeoutError:
-            raise Unavailable(
-                f"The model is being started and was not ready within {timeout_s:.0f} s; try again in "
-                f"{start.retry_after_s:.0f} s.",
-                code="model_starting",
-                retry_after_s=start.retry_after_s,
-            ) from None
+            return await asyncio.shield(start.ready)
         finally:
             start.waiters -= 1
-            self._metrics.queue.note((self._clock.monotonic_ms() - began_ms) * 1000)
+
+    def starting_error(self, deployment_id: str, waited_s: float) -> Unavailable:
+        """For a caller whose patience ended before the start did."""
+        start = self._starts.get(deployment_id)
+        retry_after_s = _RETRY_AFTER_DEFAULT_S if start is None else start.retry_after_s
+        return Unavailable(
+            f"The model is being started and was not ready within {waited_s:.0f} s; try again in "
+            f"{retry_after_s:.0f} s.",
+            code="model_starting",
+            retry_after_s=retry_after_s,
+        )
 
     async def _run(self, deployment_id: str, start: _Start) -> None:
         began_ms = self._clock.monotonic_ms()

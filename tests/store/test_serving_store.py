@@ -172,6 +172,17 @@ def test_routes_of_one_endpoint(filled: Database) -> None:
     assert (listed.upstream_key_env, listed.continuous_usage) == ("THEIR_KEY", False)
 
 
+def test_several_attached_servers_and_their_places(filled: Database) -> None:
+    engine = replace(ATTACHED.engine, url="", urls=("http://a", "http://b"), max_parallel=7)
+    with filled.begin() as connection:
+        put_model(connection, replace(ATTACHED, engine=engine), NOW + 1)
+    made = _create(filled, "mine", model=ATTACHED.id)
+    with filled.read() as connection:
+        route = resolve(connection, None, endpoint_id=made.id)
+    assert route is not None
+    assert (route.urls, route.max_parallel) == (("http://a", "http://b"), 7)
+
+
 @pytest.mark.parametrize("state", ["Suspended", "Deleting", "Creating"])
 def test_no_route_to_what_is_not_online(filled: Database, state: str) -> None:
     made = _create(filled, "chat")

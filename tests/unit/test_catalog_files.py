@@ -199,6 +199,8 @@ VLLM: dict[str, Any] = {
         VLLM | {"engine": {"kind": "vllm-cpu", "args": ["--dtype", "float32"]}},
         VLLM | {"task": "transcription", "prices": {"audio_second": "0.0001"}},
         EXTERNAL | {"engine": EXTERNAL["engine"] | {"model": "m", "api_key_env": "ACME_KEY"}},
+        EXTERNAL | {"engine": {"kind": "external", "urls": ["http://a", "http://b"], "max_parallel": 9}},
+        VLLM | {"engine": {"kind": "vllm", "max_parallel": 64}},
     ],
 )
 def test_schema_accepts(model: dict[str, Any]) -> None:
@@ -225,6 +227,9 @@ def test_schema_accepts(model: dict[str, Any]) -> None:
         EXTERNAL | {"engine": {"kind": "external"}},
         EXTERNAL | {"engine": {"kind": "external", "url": "file:///etc/passwd"}},
         EXTERNAL | {"engine": EXTERNAL["engine"] | {"args": []}},
+        EXTERNAL | {"engine": EXTERNAL["engine"] | {"urls": ["http://b"]}},
+        EXTERNAL | {"engine": {"kind": "external", "urls": []}},
+        EXTERNAL | {"engine": EXTERNAL["engine"] | {"max_parallel": 0}},
         EXTERNAL | {"engine": {"kind": "vllm"}},
         EXTERNAL | {"capabilities": {"tools": "yes"}},
         {k: v for k, v in EXTERNAL.items() if k != "context_length"},

@@ -107,6 +107,11 @@ def test_every_builtin_file_loads_and_survives_the_round_trip(file) -> None:
         (("http://127.0.0.1:9100", "http://x?a=1"), "engine.url", 4, "without ?"),
         ((', url: "http://127.0.0.1:9100"', ""), "engine.url", 4, "missing"),
         (('url: "', 'args: [a], url: "'), "engine.args", 4, "has no args"),
+        (('url: "', 'urls: ["http://b"], url: "'), "engine.urls", 4, "not both"),
+        (('url: "http://127.0.0.1:9100"', "urls: []"), "engine.urls", 4, "at least one"),
+        (('url: "http://127.0.0.1:9100"', "urls: [ftp://x]"), "engine.urls", 4, "expected an address"),
+        (('url: "http://127.0.0.1:9100"', "urls: [http://x, http://x/v1]"), "engine.urls", 4, "listed twice"),
+        (('url: "', 'max_parallel: 0, url: "'), "engine.max_parallel", 4, "expected 1 to"),
         (("kind: external", "kind: vllm"), "engine.url", 4, "only an engine of kind external"),
         (("prices: {", "task: chat\nprices: {"), "task", 5, "given twice, first on line 2"),
         (("prices: {", "sample: *a\nprices: {"), "sample", 5, "aliases"),
@@ -169,6 +174,31 @@ def test_v1_may_be_given_or_left_off_an_attached_server(url) -> None:
 def test_a_path_before_v1_is_kept() -> None:
     text = MOCK_CHAT.replace("http://127.0.0.1:9100", "https://api.example.com/openai/v1")
     assert parse_model_yaml(text).engine.url == "https://api.example.com/openai"
+
+
+def test_several_attached_servers() -> None:
+    text = MOCK_CHAT.replace('url: "http://127.0.0.1:9100"', "urls: [http://a:1/v1, http://b:2]")
+    spec = parse_model_yaml(text)
+    assert spec.engine.servers == ("http://a:1", "http://b:2")
+    assert parse_model(model_document(spec)) == spec
+    assert parse_model_yaml(MOCK_CHAT).engine.servers == ("http://127.0.0.1:9100",)
+
+
+@pytest.mark.parametrize(
+    ("engine", "parallel"),
+    [
+        ("{kind: vllm}", 0),
+        ("{kind: vllm, args: [--max-num-seqs, '64']}", 64),
+        ("{kind: vllm, args: [--dtype, auto, --max_num_seqs=32]}", 32),
+        ("{kind: vllm, args: [--max-num-seqs, '64'], max_parallel: 8}", 8),
+        ("{kind: vllm, args: [--max-num-seqs]}", 0),
+        ("{kind: vllm, args: [--max-num-seqs, 'many']}", 0),
+    ],
+)
+def test_how_many_calls_a_server_takes_at_once(engine: str, parallel: int) -> None:
+    spec = parse_model_yaml(SERVED + f"engine: {engine}\n")
+    assert spec.engine.parallel == parallel
+    assert parse_model(model_document(spec)) == spec
 
 
 def test_the_same_fields_as_json() -> None:
