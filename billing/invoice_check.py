@@ -5,7 +5,7 @@ Quantities come from the ledger's postings themselves, not from the daily sums t
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, func, select
 
@@ -19,12 +19,14 @@ MAX_INVOICES = 1000
 _LineKey = tuple[str, str, str]  # SKU, model, endpoint (of endpoint minutes)
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderAmount:
+class ProviderAmount(Protocol):
     """What the payment provider has for an invoice."""
 
-    provider_id: str
-    due_cents: int
+    @property
+    def provider_id(self) -> str: ...
+
+    @property
+    def due_cents(self) -> int: ...
 
 
 ProviderAmounts = Callable[[Connection, str], ProviderAmount | None]

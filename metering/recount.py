@@ -4,7 +4,7 @@ What is compared: events = closed minutes, numbers of events without holes, what
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, func, select
@@ -28,6 +28,16 @@ MAX_GAPS = 100  # holes in the numbers that are told
 MAX_OPEN_CALLS = 10_000
 _CHUNK = 200  # ids in one query
 _SKUS: Final = ("input", "cached_input", "output", "audio_second")
+
+# Of a row: first what `CountedEvent` has, in its order.
+_COUNTED: Final = tuple(each.name for each in fields(CountedEvent) if each.name != "other_meter")
+_COLUMNS: Final = tuple(
+    usage_events.c[name]
+    for name in (
+        *_COUNTED, "source", "billing_minute_ms", "service_minute_ms", "org_id", "project_id", "key_id",
+        "endpoint_id", "model_id",
+    )
+)  # fmt: skip
 
 MinuteKey = tuple[int, int, str, str, str, str, str]
 """Billing minute, service minute, organization, project, key, endpoint, model."""
@@ -74,30 +84,13 @@ class Fact:
 def events_between(conn: Connection, start_ms: int, end_ms: int) -> Iterator[Row[Any]]:
     """Usage events billed in [start, end), of every organization, in batches: the engines are everybody's."""
     table = usage_events
-    query = select(table).where(table.c.billing_minute_ms >= start_ms, table.c.billing_minute_ms < end_ms)
+    query = select(*_COLUMNS).where(table.c.billing_minute_ms >= start_ms, table.c.billing_minute_ms < end_ms)
     yield from conn.execute(query.execution_options(yield_per=BATCH))
 
 
 def counted(row: Row[Any]) -> CountedEvent:
     """What the engine's counters are held against."""
-    return CountedEvent(
-        event_id=row.event_id,
-        deployment_id=row.deployment_id,
-        operation=row.operation,
-        stream=row.stream,
-        status=row.status,
-        usage_source=row.usage_source,
-        http_status=row.http_status,
-        input=row.input,
-        cached_input=row.cached_input,
-        output=row.output,
-        audio_ms=row.audio_ms,
-        choices=row.choices,
-        sent_ms=row.sent_ms,
-        first_byte_ms=row.first_byte_ms,
-        ended_ms=row.ended_ms,
-        other_meter=not row.source.startswith(RESERVED_SOURCES),
-    )
+    return CountedEvent(*(*row[: len(_COUNTED)], not row.source.startswith(RESERVED_SOURCES)))
 
 
 class Recount:

@@ -1,8 +1,10 @@
 """`farebox reconcile` on a platform with a counting engine: mixed calls are clean, calls past the gateway are not."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ import httpx
 import openai
 import pytest
 
-from tests.mock_engine import Behaviour, MockEngine
-from tests.platform import Platform, external_model, running
+from tests.mock_engine import Behaviour, MockEngine, wait_until
+from tests.platform import Platform, await_ready, external_model, running
 
 MODEL = "acme/mock-chat"
 SLACK_S = 0.7  # an answer may be ahead of the engine's counters by half a second
@@ -114,6 +116,38 @@ def test_an_engine_that_restarts_within_the_hour(setting: Setting) -> None:
         hour["figures"]["output"]["engine"] for hour in answer["data"] if "output" in hour["figures"]
     )
     assert engine == 10
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize(("stream", "cause"), [(True, "interrupted"), (False, "gateway_restart")])
+def test_a_gateway_that_is_killed_in_the_middle_of_calls(setting: Setting, stream: bool, cause: str) -> None:
+    setting.ask()
+    setting.engine.default = Behaviour(tokens=200, cached_tokens=1, chunk_delay=0.02)
+
+    def call() -> None:
+        with contextlib.suppress(openai.APIError, httpx.HTTPError):
+            list(setting.ask(stream=stream))
+
+    with ThreadPoolExecutor(8) as callers:
+        running_calls = [callers.submit(call) for _ in range(8)]
+        time.sleep(2)
+        (gateway,) = setting.platform.running("functions.gateway.main")
+        gateway.kill()
+        for each in running_calls:
+            each.result(30)
+    await_ready(setting.platform)
+    setting.engine.default = Behaviour(tokens=5, cached_tokens=1)
+    wait_until(lambda: _answers(setting), 20)
+    status, answer = setting.reconcile()
+    assert status == 0, json.dumps(answer["data"])
+    assert cause in _causes(answer), "streams are noted every second, plain calls are not"
+
+
+def _answers(setting: Setting) -> bool:
+    try:
+        return bool(setting.ask())
+    except (openai.APIError, httpx.HTTPError):
+        return False
 
 
 def test_the_command_refuses_what_makes_no_sense(setting: Setting) -> None:

@@ -7,7 +7,6 @@ from msgspec.structs import replace
 from sqlalchemy import delete, insert, select, update
 
 from access.tables import organizations
-from billing.invoice_check import ProviderAmount
 from billing.tables import invoice_lines, invoices, ledger_postings, ledger_transactions
 from core.clock import ManualClock
 from core.database import Database
@@ -25,6 +24,12 @@ from tests.metering_values import MINUTE, T0, accepted, event
 from tests.store.billing_values import CHAT, World, life
 
 END = T0 + HOUR_MS
+
+
+@dataclass(frozen=True)
+class ProviderAmount:
+    provider_id: str
+    due_cents: int
 
 
 @dataclass
