@@ -5,18 +5,21 @@ Nothing here uses the platform's own arithmetic: prices are a table, sums are lo
 
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import select, text
 
 from billing.preview import invoice_preview
-from billing.tables import ledger_postings, ledger_transactions
+from billing.tables import invoices, ledger_postings, ledger_transactions
 from billing.verify import verify_chain
 from catalog import price_book
+from functions.reconcile import Reconciler
 from metering.tables import endpoint_minutes, quarantine, usage_events
 from tests.sim.caller import Seen
 from tests.sim.engine import Engine, Work
-from tests.sim.platform import Control, Installation
+from tests.sim.meter import SOURCE, OtherMeter
+from tests.sim.platform import CREDIT_CENTS, Control, Installation
 
 PICO_PER_TOKEN = {"input": 150_000, "cached_input": 75_000, "output": 600_000}
 NEW_PICO_PER_TOKEN = {"input": 100_000, "cached_input": 50_000, "output": 700_000}
@@ -39,6 +42,7 @@ class Facts:
     clock_jumps: int
     deaths: int
     disk_troubles: list[tuple[float, float]]
+    meter: OtherMeter
 
 
 class Auditor:
@@ -48,8 +52,10 @@ class Auditor:
         self.facts = facts
         self.findings: list[str] = []
         with facts.installation.db.read() as connection:
-            self.rows = {row.event_id: row for row in connection.execute(select(usage_events))}
-            self.all_rows = len(list(connection.execute(select(usage_events.c.row_id))))
+            every = connection.execute(select(usage_events)).all()
+            self.rows = {row.event_id: row for row in every if row.source != SOURCE}
+            self.others = {row.event_id: row for row in every if row.source == SOURCE}
+            self.all_rows = len(every)
             self.minutes = connection.execute(select(endpoint_minutes)).all()
 
     def audit(self) -> list[str]:
@@ -57,7 +63,10 @@ class Auditor:
         self._each_attempt_is_billed_once()
         self._no_answered_call_is_lost()
         self._the_ledger_is_what_the_events_say()
+        self._invoices_are_what_the_events_say()
+        self._the_other_meter_is_billed_once()
         self._budgets_and_limits_hold()
+        self._reconciliation_is_clean()
         self._nothing_was_put_aside()
         return self.findings
 
@@ -68,8 +77,8 @@ class Auditor:
     # -- events against the engine --
 
     def _each_attempt_is_billed_once(self) -> None:
-        if self.all_rows != len(self.rows):
-            self._wrong(f"{self.all_rows} rows for {len(self.rows)} events")
+        if self.all_rows != len(self.rows) + len(self.others):
+            self._wrong(f"{self.all_rows} rows for {len(self.rows)} + {len(self.others)} events")
         for work in self.facts.engine.work.values():
             row = self.rows.get(work.attempt_id)
             if row is None:
@@ -136,14 +145,14 @@ class Auditor:
 
     def _the_ledger_is_what_the_events_say(self) -> None:
         expected: dict[str, int] = defaultdict(int)
-        for row in self.rows.values():
+        for row in (*self.rows.values(), *self.others.values()):
             expected[row.org_id] += self.cost(row)
         for minute in self.minutes:
             expected[minute.org_id] += PICO_PER_MINUTE
         self._check_minutes()
         with self.facts.installation.db.read() as connection:
             postings = connection.execute(
-                select(ledger_postings, ledger_transactions.c.org_id).join(
+                select(ledger_postings, ledger_transactions.c.org_id, ledger_transactions.c.kind).join(
                     ledger_transactions, ledger_transactions.c.id == ledger_postings.c.transaction_id
                 )
             ).all()
@@ -151,7 +160,8 @@ class Auditor:
             owed: dict[str, int] = defaultdict(int)
             for posting in postings:
                 sums[posting.transaction_id] += posting.amount_pico
-                if posting.account == f"receivable:{posting.org_id}":
+                charged = posting.kind in ("usage", "endpoint_minute", "adjustment")
+                if charged and posting.account == f"receivable:{posting.org_id}":
                     owed[posting.org_id] += posting.amount_pico
             for org_id in self.facts.installation.org_ids:
                 preview = invoice_preview(connection, org_id, 0, 2**45, 0, price_book)
@@ -165,12 +175,80 @@ class Auditor:
         if any(sums.values()):
             self._wrong("transactions that do not sum to zero")
 
+    # -- invoices --
+
+    def _invoices_are_what_the_events_say(self) -> None:
+        """By organization and month of billing: one invoice, of lines that are rounded once."""
+        quantities: dict[tuple[str, str], dict[tuple[str, ...], int]] = defaultdict(lambda: defaultdict(int))
+        for row in (*self.rows.values(), *self.others.values()):
+            if row.status != "error":
+                line = quantities[row.org_id, _month(row.billing_minute_ms)]
+                table = self.prices(row)
+                fresh = row.input - row.cached_input
+                parts = {"input": fresh, "cached_input": row.cached_input, "output": row.output}
+                for sku, quantity in parts.items():
+                    line[sku, str(table[sku])] += quantity
+        for minute in self.minutes:
+            line = quantities[minute.org_id, _month(minute.billing_minute_ms)]
+            line[minute.endpoint_id, str(PICO_PER_MINUTE)] += 1
+        expected = {
+            of: sum(_cents(quantity * int(price)) for (_, price), quantity in lines.items())
+            for of, lines in quantities.items()
+        }
+        with self.facts.installation.db.read() as connection:
+            found = connection.execute(select(invoices)).all()
+        by_month = {(row.org_id, _month(row.start_ms)): row for row in found}
+        if len(by_month) != len(found):
+            self._wrong(f"{len(found)} invoices of {len(by_month)} months")
+        for of, cents in expected.items():
+            made = by_month.get(of)
+            if made is None or made.total_cents != cents or made.state not in ("finalized", "paid"):
+                self._wrong(f"invoice of {of}: expected {cents} cents, is {made}")
+        for org_id in self.facts.installation.org_ids:
+            used = sum(row.credit_cents for row in found if row.org_id == org_id)
+            total = sum(row.total_cents for row in found if row.org_id == org_id)
+            if abs(used) != min(CREDIT_CENTS, total):
+                self._wrong(f"{org_id} was credited {used} cents of {CREDIT_CENTS}, for {total}")
+        numbers = sorted(row.number for row in found)
+        by_year: dict[str, list[int]] = defaultdict(list)
+        for number in numbers:
+            prefix, _, last = number.rpartition("-")
+            by_year[prefix].append(int(last))
+        if any(each != list(range(1, len(each) + 1)) for each in by_year.values()):
+            self._wrong(f"invoice numbers have gaps: {numbers}")
+
+    def _the_other_meter_is_billed_once(self) -> None:
+        meter = self.facts.meter
+        for trouble in meter.trouble[:3]:
+            self._wrong(f"other meter: {trouble}")
+        for event_id, usage in meter.sent.items():
+            row = self.others.get(event_id)
+            if row is None or (row.input, row.cached_input, row.output) != (
+                usage.input,
+                usage.cached_input,
+                usage.output,
+            ):
+                self._wrong(f"other meter: {event_id} sent {usage}, on record {row}")
+
+    def _reconciliation_is_clean(self) -> None:
+        installation = self.facts.installation
+        reconciler = Reconciler(installation.db, installation.clock, lambda: None)
+        start_ms = min((row.received_ms for row in self.rows.values()), default=0) - 3_600_000
+        report = reconciler.report(start_ms, start_ms + 4 * 3_600_000)
+        if report.unexplained:
+            found = [row.as_json() for row in report.rows if row.verdict == "unexplained"]
+            self._wrong(f"reconcile: {str(found)[:1500]} {str(report.invoices)[:300]}")
+
+    def prices(self, row: Any) -> dict[str, int]:
+        """The price table of the minute in which it ended."""
+        minute = row.ended_ms - row.ended_ms % 60_000
+        return NEW_PICO_PER_TOKEN if minute >= self.facts.price_change_ms else PICO_PER_TOKEN
+
     def cost(self, row: Any) -> int:
         """One event, by the price table of the minute in which it ended."""
         if row.status == "error":
             return 0
-        minute = row.ended_ms - row.ended_ms % 60_000
-        table = NEW_PICO_PER_TOKEN if minute >= self.facts.price_change_ms else PICO_PER_TOKEN
+        table = self.prices(row)
         fresh = (row.input - row.cached_input) * table["input"]
         return fresh + row.cached_input * table["cached_input"] + row.output * table["output"]
 
@@ -214,6 +292,15 @@ class Auditor:
             self._wrong(f"alarms: {[a for a in self.facts.control.alarms if a.kind != 'corrupt'][:3]}")
 
 
+def _month(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, tz=UTC).strftime("%Y-%m")
+
+
+def _cents(pico: int) -> int:
+    """Half away from zero; nothing here is negative."""
+    return (pico + 5 * 10**9) // 10**10
+
+
 def fingerprint(installation: Installation) -> list[Any]:
     """Everything that money depends on, to compare before and after a replay."""
     found: list[Any] = []
@@ -226,6 +313,9 @@ def fingerprint(installation: Installation) -> list[Any]:
             ("ledger_postings", "transaction_id, line"),
             ("ledger_days", "org_id, day_ms, endpoint_id, sku, price_version"),
             ("budgets", "id"),
+            ("invoices", "id"),
+            ("invoice_lines", "invoice_id, line"),
+            ("credit_grants", "id"),
         ):
             rows = connection.execute(text(f"SELECT * FROM {table} ORDER BY {order}"))
             found.append([tuple(row) for row in rows])

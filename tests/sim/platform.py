@@ -15,6 +15,9 @@ from access.admission.memory import MemoryAdmission
 from access.admission.model import Limits
 from access.admission.store import StoredLimits, create_budget, put_limits
 from billing.close import close_and_post
+from billing.invoicing.credit import NewGrant, grant_credit
+from billing.invoicing.issue import Issuer
+from billing.invoicing.run import run_invoicer
 from catalog import price_book
 from catalog.load import parse_model
 from catalog.store import put_model
@@ -22,6 +25,7 @@ from core.database import Database, metadata, open_database
 from core.errors import Unavailable
 from core.settings import Settings
 from functions.budgets import BudgetKeeper
+from functions.event_intake import EventIntake
 from functions.gateway.control import ControlClient
 from functions.gateway.gateway import GatewayDependencies
 from functions.gateway.handler import create_gateway, fast_protocol
@@ -29,20 +33,23 @@ from functions.gateway.limiter import Limiting
 from functions.gateway.wiring import GATEWAY_NAME, _Reads
 from functions.wiring import _Sweeper
 from metering.journal import COMMIT_EVERY_S, Journal
+from metering.model import Usage, UsageEvent
 from metering.records import Alarm
 from metering.relay import Relay
-from serving.endpoints import create_serverless
-from serving.model import WakeStatus
+from serving.endpoints import create_serverless, delete_endpoint
+from serving.model import Endpoint, WakeStatus
+from serving.store import list_endpoints
 from tests.sim.caller import GATEWAY
 from tests.sim.disk import SimDisk
 from tests.sim.engine import ADDRESS
 from tests.sim.loop import SimLoop
 from tests.sim.network import Network
 
-START_MS = 1_766_664_000_000 + 17_000  # 2025-12-25T12:00:17Z
+START_MS = 1_767_225_565_000  # 2025-12-31T23:59:25Z: the month ends while calls are under way
 MODEL = "acme/chat"
 PRICES = {"input": "0.15", "cached_input": "0.075", "output": "0.60", "endpoint_minute": "0.0005"}
 LATENESS_MS = 60_000
+CREDIT_CENTS = 1
 
 
 class Killed(BaseException):
@@ -150,6 +157,7 @@ class Control:
             for _ in range(2)
         ]
         self._sweeper = _Sweeper(self._db, self._clock, keeper)
+        self.intake = EventIntake(self._db, keeper)
 
     def _on_statement(self, *_: Any) -> None:
         if self._fuse:
@@ -184,6 +192,10 @@ class Control:
         """Close and post what is due."""
         close_and_post(self._db, price_book, self._clock.now_ms(), LATENESS_MS, self.alarms.append)
 
+    def invoice(self) -> None:
+        """What the invoicer does."""
+        run_invoicer(self._db, Issuer(price_book), self._clock.now_ms())
+
     async def run(self) -> None:
         """Beat until cancelled."""
         beat = 0
@@ -193,6 +205,7 @@ class Control:
             self.step(self.catch_up)
             if beat % 20 == 0:
                 self.step(self.tick)
+                self.step(self.invoice)
 
 
 class Installation:
@@ -208,6 +221,7 @@ class Installation:
         self.limited: dict[str, int] = {}  # key id to requests per minute
         self.budgets: dict[str, int] = {}  # key id to pico-dollars in all
         self.org_ids: list[str] = []
+        self.template: UsageEvent | None = None  # of what the other meter counts
         self.lives = 0
         self.process = ""
         self.journal: SimJournal | None = None
@@ -234,6 +248,7 @@ class Installation:
             for name in ("one", "two"):
                 organization = access_store.create_organization(connection, name, now_ms)
                 self.org_ids.append(organization.id)
+                grant_credit(connection, NewGrant(organization.id, "promotional", CREDIT_CENTS), now_ms)
                 project = access_store.create_project(connection, organization, "p", now_ms)
                 endpoint = create_serverless(
                     connection,
@@ -247,6 +262,7 @@ class Installation:
                     connection,
                     StoredLimits("endpoint", endpoint.id, organization.id, Limits(), False, now_ms),
                 )
+                self.template = self.template or other_usage(organization.id, project.id, endpoint)
                 for kind in ("free", "limited", "budget"):
                     key, text = access_store.create_key(connection, project, kind, now_ms)
                     self.keys[text] = key.id
@@ -269,6 +285,13 @@ class Installation:
                             spent_pico=0,
                             now_ms=now_ms,
                         )
+
+    def close_down(self) -> None:
+        """Every endpoint is deleted: no further minute is billed."""
+        with self.db.begin() as connection:
+            for org_id in self.org_ids:
+                for endpoint in list_endpoints(connection, org_id=org_id):
+                    delete_endpoint(connection, endpoint, self.clock.now_ms())
 
     def start_gateway(self, control: Control) -> None:
         """A new life of the gateway process."""
@@ -338,3 +361,26 @@ class Installation:
 def _forget_to_sync(connection: Any, _record: Any) -> None:
     # What is committed is committed here: the database's own durability is not what is tested.
     connection.execute("PRAGMA synchronous = OFF")
+
+
+def other_usage(org_id: str, project_id: str, endpoint: Endpoint) -> UsageEvent:
+    """A call that another meter counted."""
+    return UsageEvent(
+        request_id="",
+        org_id=org_id,
+        project_id=project_id,
+        key_id="",
+        endpoint_id=endpoint.id,
+        deployment_id=endpoint.deployment_id,
+        model_id=MODEL,
+        operation="chat.completions",
+        stream=False,
+        status="completed",
+        http_status=200,
+        usage=Usage(),
+        usage_source="engine",
+        received_ms=0,
+        sent_ms=0,
+        first_byte_ms=0,
+        ended_ms=0,
+    )

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import random
 import shutil
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tests.sim.caller import Seen, call
 from tests.sim.disk import SimDisk
 from tests.sim.engine import Engine
 from tests.sim.loop import SimLoop
+from tests.sim.meter import OtherMeter
 from tests.sim.network import Network
 from tests.sim.platform import MODEL, Control, Installation, SimClock
 
@@ -47,8 +49,9 @@ class Result:
 class Simulation:
     """The world of one seed."""
 
-    def __init__(self, seed: int, directory: Path) -> None:
+    def __init__(self, seed: int, directory: Path, callers: int = CALLERS) -> None:
         self.seed = seed
+        self.callers = callers
         self.loop = SimLoop(seed)
         self.network = Network(self.loop)
         self.clock = SimClock(self.loop)
@@ -80,13 +83,17 @@ class Simulation:
         self.installation.start_gateway(self.control)
         with self.loop.run_as("control"):
             control = self.loop.create_task(self.control.run())
-        others = [self.loop.create_task(self._caller(number)) for number in range(CALLERS)]
+        assert self.installation.template is not None
+        self.meter = OtherMeter(self.loop, self.clock.now_ms, self.installation.template)
+        meter = self.loop.create_task(self.meter.run(self.control.step, lambda: self.control.intake))
+        others = [self.loop.create_task(self._caller(number)) for number in range(self.callers)]
         weather = self.loop.create_task(self._weather())
         await asyncio.sleep(SECONDS / 2)
         self._change_price()
         await asyncio.sleep(SECONDS / 2)
         self.over = True
         weather.cancel()
+        meter.cancel()
         self.disk.full = self.disk.sync_fails = False
         await asyncio.wait(others)
         await asyncio.sleep(30)
@@ -95,10 +102,13 @@ class Simulation:
         self.installation.kill_gateway()
         self.installation.start_gateway(self.control)
         await asyncio.sleep(1)
+        self.meter.flush(self.control.step, lambda: self.control.intake)
         self.control.step(self.control.catch_up, may_die=False)
+        self.installation.close_down()
         self.control.step(self.control.tick, may_die=False)
-        self.loop.now += 600
-        self.control.step(self.control.close, may_die=False)
+        self.loop.now += 40 * 86_400
+        self.control.step(self.control.tick, may_die=False)
+        self.control.step(self.control.invoice, may_die=False)
 
     def _change_price(self) -> None:
         """In the middle of everything, from the next minute on."""
@@ -158,9 +168,9 @@ class Simulation:
                     # It is found to be well again by a probe, a second later at most.
                     self.disk_troubles.append((began, self.loop.now + 1.1))
 
-    def check(self) -> list[str]:
-        """The auditor's findings, and whether a replay of everything changes nothing."""
-        facts = Facts(
+    def facts(self) -> Facts:
+        """What the auditor needs to know."""
+        return Facts(
             self.installation,
             self.control,
             self.engine,
@@ -170,8 +180,12 @@ class Simulation:
             self.jumped,
             self.control.deaths,
             self.disk_troubles,
+            self.meter,
         )
-        findings = Auditor(facts).audit()
+
+    def check(self) -> list[str]:
+        """The auditor's findings, and whether a replay of everything changes nothing."""
+        findings = Auditor(self.facts()).audit()
         findings += [f"unexpected in the loop: {each}" for each in self.loop.failures[:3]]
         return findings or self._replay()
 
@@ -188,33 +202,41 @@ class Simulation:
         )
 
 
-def simulate(seed: int) -> Result:
-    """Run one seed, in a folder of its own."""
+@contextlib.contextmanager
+def finished(seed: int, callers: int = CALLERS) -> Iterator[Simulation]:
+    """A run that came to its end, in a folder of its own."""
     directory = Path(tempfile.mkdtemp(prefix=f"farebox-sim-{seed}-"))
     monotonic_ms, random_part = journal_module._monotonic_ms, ids._random_part
     try:
         letters = random.Random(seed)
         ids._random_part = lambda: "".join(letters.choices(ids._ALPHABET, k=16))
-        world = Simulation(seed, directory)
+        world = Simulation(seed, directory, callers)
         journal_module._monotonic_ms = world.clock.monotonic_ms
         with world.disk:
             world.loop.run_until_complete(world.run())
-            findings = world.check()
+            yield world
         world.installation.db.close()
-        faults = {
-            "gateway kills": len(world.installation.killed_at),
-            "power cuts": world.cuts,
-            "control deaths": world.control.deaths,
-            "clock jumps": world.jumped,
-            "disk faults": world.disk.faults,
-            "hang-ups": sum(seen.left for seen in world.seen),
-            "engine failures": sum(work.failed for work in world.engine.work.values()),
-        }
-        statuses = Counter(seen.status for seen in world.seen)
-        return Result(seed, findings, len(world.seen), statuses, faults)
     finally:
         journal_module._monotonic_ms, ids._random_part = monotonic_ms, random_part
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def simulate(seed: int, callers: int = CALLERS) -> Result:
+    """Run one seed and audit it."""
+    with finished(seed, callers) as world:
+        findings = world.check()
+    faults = {
+        "gateway kills": len(world.installation.killed_at),
+        "power cuts": world.cuts,
+        "control deaths": world.control.deaths,
+        "clock jumps": world.jumped,
+        "disk faults": world.disk.faults,
+        "repeated events": world.meter.deliveries - len(world.meter.sent),
+        "hang-ups": sum(seen.left for seen in world.seen),
+        "engine failures": sum(work.failed for work in world.engine.work.values()),
+    }
+    statuses = Counter(seen.status for seen in world.seen)
+    return Result(seed, findings, len(world.seen), statuses, faults)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -222,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make sim ARGS=...", description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="how many, one after the other")
     parser.add_argument("--first", type=int, default=1, help="the first one")
+    parser.add_argument("--callers", type=int, default=CALLERS, help="how many at once")
     parser.add_argument("--seed", type=int, help="only this one")
     arguments = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)
@@ -233,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     for seed in seeds:
         began = time.process_time()
-        result = simulate(seed)
+        result = simulate(seed, arguments.callers)
         took = time.process_time() - began
         rate = result.calls / took
         shown = ", ".join(f"{name} {count}" for name, count in result.faults.items() if count)
