@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from billing.invoicing.model import CreditNote, Invoice, InvoiceLine, InvoiceState, Party
-from billing.model import ENDPOINT_MINUTE_SKU, TOKEN_SKUS
+from billing.invoicing.model import CreditNote, Invoice, InvoiceLine, InvoiceState, Party, numbered
+from billing.model import ENDPOINT_MINUTE_SKU, TOKEN_SKUS, Preview
 from core.clock import iso
 from core.money import format_cents, format_per_million, format_pico
 
@@ -76,6 +76,28 @@ def document_of(
         notes=_notes(invoice, notes),
         proof=_proof(invoice),
         made_ms=invoice.finalized_ms or invoice.created_ms,
+    )
+
+
+def preview_document(preview: Preview, customer: Party, issuer: Party) -> Document:
+    """What an invoice would look like if it were made now."""
+    lines = numbered(preview.lines)
+    return Document(
+        title="Invoice preview",
+        number=f"as of {iso(preview.as_of_ms)[:16].replace('T', ' ')} UTC",
+        watermark="PREVIEW",
+        issuer=issuer,
+        customer=customer,
+        facts=[("Period", f"{_day(preview.start_ms)} to {_day(preview.end_ms, before=True)} (UTC)")],
+        lines=[_line(line) for line in lines],
+        sums=[("Total so far (USD)", _cents(preview.total_cents))],
+        notes=[
+            TAX_NOTE,
+            "Not an invoice: usage may still come in, and credit is taken when the invoice is made.",
+            *(f"Not in the total: {h.quantity} {h.sku} of {h.model_id}: {h.reason}" for h in preview.held),
+        ],
+        proof=[],
+        made_ms=preview.as_of_ms,
     )
 
 

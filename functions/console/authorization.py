@@ -63,6 +63,7 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("GET", "/api/invoices/{invoice_id}/events"): ADMIN,
     ("GET", "/api/invoices/{invoice_id}/verification"): ADMIN,
     ("GET", "/api/invoices/{invoice_id}/document"): ADMIN,
+    ("GET", "/api/invoice-previews/document"): ADMIN,
     ("GET", "/api/exports/focus"): ADMIN,
     ("POST", "/api/credits"): ADMIN,
     ("GET", "/api/credits"): ADMIN,

@@ -6,17 +6,21 @@ from fastapi import Query
 from fastapi.responses import Response
 
 from access.store import find_organization
-from billing.documents.content import document_of
+from billing.documents.content import document_of, preview_document
 from billing.documents.table import render_csv
 from billing.invoicing.focus import focus_csv
 from billing.invoicing.issue import customer_of
 from billing.invoicing.notes_store import notes_of
 from billing.invoicing.settle import outstanding_cents
 from billing.invoicing.store import find_invoice, lines_of
-from functions.console.dependencies import Deps
+from billing.preview import invoice_preview
+from catalog import price_book
+from functions.console.dependencies import Caller, Deps
 from functions.console.invoice_shapes import InvoiceLineOut, InvoiceOut, invoice_line_out, invoice_out
 from functions.console.periods import month
 from functions.console.routing import console_router
+from functions.console.scope import read_scope
+from functions.console.usage import Named
 from functions.documents.html import render_html
 from functions.documents.pdf import render_pdf
 
@@ -61,6 +65,26 @@ def document(
         shown = document_of(invoice, lines, notes, customer, deps.issuer.party)
         content = render_html(shown) if kind == "html" else render_pdf(shown, deps.settings.invoice_font)
     return _file(content, f"{invoice.number or invoice.id}.{kind}", _TYPES[kind])
+
+
+@router.get("/invoice-previews/document", summary="A preview as a file", responses=_FILES)
+def preview_file(
+    deps: Deps,
+    caller: Caller,
+    organization: Named = None,
+    period: Annotated[str | None, Query(max_length=20, description="YYYY-MM (UTC).")] = None,
+    kind: Annotated[Literal["pdf", "html"], Query(alias="format")] = "pdf",
+) -> Response:
+    """What the month's invoice would look like if it were made now, with a watermark that says so."""
+    deps.catch_up()
+    now_ms = deps.clock.now_ms()
+    span = month(period, now_ms)
+    with deps.db.read() as connection:
+        chosen = read_scope(connection, caller, organization).organization
+        found = invoice_preview(connection, chosen.id, *span, now_ms, price_book)
+        shown = preview_document(found, customer_of(connection, chosen.id), deps.issuer.party)
+    content = render_html(shown) if kind == "html" else render_pdf(shown, deps.settings.invoice_font)
+    return _file(content, f"preview-{chosen.id}.{kind}", _TYPES[kind])
 
 
 @router.get(

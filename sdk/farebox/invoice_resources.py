@@ -36,6 +36,13 @@ class Invoices(Resource):
         params = {"organization": organization, "period": period}
         return cast(InvoicePreview, self._transport.json("GET", "/api/invoices/preview", params=params))
 
+    def preview_document(
+        self, organization: str | None = None, *, period: str | None = None, kind: str = "pdf"
+    ) -> bytes:
+        """The same as pdf or html, with a watermark."""
+        params = given(organization=organization, period=period, format=kind)
+        return self._transport.send("GET", "/api/invoice-previews/document", params=params).content
+
     def create(self, organization: str, period: str, *, draft: bool = False) -> _Invoices:
         """Of what of a month that is over is charged and not invoiced; usually the invoicer has done it."""
         body = {"organization": organization, "period": period, "draft": draft}

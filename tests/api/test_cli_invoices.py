@@ -59,6 +59,10 @@ def test_a_month_from_contract_to_proof(
         a_month(console)
         shown = cli("credit", "balance", "--org", "acme", "-o", "table").stdout
         assert "reserved_usd     1.25" in shown and gift["id"] in shown
+        preview = tmp_path / "preview.html"
+        cli("invoice", "preview", "--org", "acme", "--period", month, "-f", str(preview))
+        page = preview.read_text(encoding="utf-8")
+        assert "Acme 東京 Ltd" in page and ">PREVIEW<" in page and "5.40" in page
         refused = cli("export", "focus", "--org", "acme", "--period", month, code=1).stderr
         assert "no final invoice" in refused
         run_invoicer(console.db, console.app.state.dependencies.issuer, console.clock.now_ms())

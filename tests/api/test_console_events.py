@@ -266,6 +266,8 @@ def test_the_command_line_sends_lists_mends_and_drops(town: Town, tmp_path: Path
     file.write_text(json.dumps([town.call("call-3", org_id="org_none")]))
     town.console.cli(event, "send", "-f", str(file))
     other = json.loads(town.console.cli(quarantine, "list").stdout)["data"][0]["id"]
+    still = town.console.cli(quarantine, "replay", other)
+    assert still.exit_code == 1 and "org_none" in str(still.exception)
     assert (
         json.loads(town.console.cli(quarantine, "drop", other, "--note", "a test").stdout)["state"]
         == "dropped"

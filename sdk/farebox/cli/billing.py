@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from farebox.cli.files import write_bytes
 from farebox.cli.framework import Command, Group, State, note, parse_month, parse_time, pass_state
 from farebox.cli.organizations import organization_names, project_names
 from farebox.cli.output import Column, print_data, print_list, print_object, print_rows, print_table, show
@@ -152,6 +153,7 @@ def invoice() -> None:
     examples=[
         "farebox invoice preview --org acme",
         "farebox invoice preview --org acme --period 2026-01 -o json",
+        "farebox invoice preview --org acme -f preview.pdf",
     ],
 )
 @click.option(
@@ -160,10 +162,15 @@ def invoice() -> None:
 @click.option(
     "--period", callback=parse_month, metavar="YYYY-MM", help="The month. Default: the current one (UTC)."
 )
+@click.option("-f", "--file", "path", metavar="FILE", help="As a document: .pdf or .html, with a watermark.")
 @pass_state
-def invoice_preview(state: State, organization: str | None, period: str | None) -> None:
+def invoice_preview(state: State, organization: str | None, period: str | None, path: str | None) -> None:
     """Show the invoice as it would be now, exact to the last digit."""
     with suggesting_scope(state, organization, None):
+        if path is not None:
+            kind = "html" if path.endswith((".html", ".htm")) else "pdf"
+            write_bytes(path, state.client.invoices.preview_document(organization, period=period, kind=kind))
+            return
         preview = state.client.invoices.preview(organization, period=period)
     if print_data(state, preview):
         return

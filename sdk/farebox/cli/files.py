@@ -1,10 +1,13 @@
-"""Reading what `-f` names."""
+"""Reading and writing what `-f` names."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+
+from farebox.cli.framework import is_terminal, note
 
 _FILE_MAX_BYTES = 1024 * 1024
 
@@ -69,3 +72,19 @@ def _neighbour(path: str) -> str:
         return ""
     close = get_close_matches(here.name, names, n=1)
     return f"; did you mean {here.parent / close[0]}?" if close else ""
+
+
+def write_bytes(path: str | None, content: bytes) -> None:
+    """To a file, whole or not at all; or to stdout, which must then not be a terminal for what is no text."""
+    if path is None or path == "-":
+        if is_terminal(sys.stdout) and b"\x00" in content[:1024] + content[-1024:]:
+            raise click.UsageError("this is no text; name a file with -f")
+        sys.stdout.buffer.write(content)
+        return
+    temporary = f"{path}.part"
+    try:
+        Path(temporary).write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise click.UsageError(f"-f {path}: cannot be written ({error.strerror or error})") from None
+    note(f"Written: {path} ({len(content)} bytes)")

@@ -1,7 +1,5 @@
 """`farebox invoice`: list, show, lines, document, verify, and what an operator does with an invoice."""
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,8 @@ from typing import Any
 import click
 
 from farebox.cli.billing import invoice, suggesting_scope
-from farebox.cli.framework import EXIT_REFUSED, Group, State, is_terminal, note, parse_month, pass_state
+from farebox.cli.files import write_bytes
+from farebox.cli.framework import EXIT_REFUSED, Group, State, note, parse_month, pass_state
 from farebox.cli.output import Column, print_data, print_list, print_object, print_rows, print_table
 from farebox.cli.problems import suggesting
 
@@ -236,22 +235,6 @@ def invoice_document(state: State, /, name: str, kind: str | None, path: str | N
     with _suggesting(state, name):
         content = state.client.invoices.document(name, chosen)
     write_bytes(path, content)
-
-
-def write_bytes(path: str | None, content: bytes) -> None:
-    """To a file, whole or not at all; or to stdout, which must then not be a terminal for what is no text."""
-    if path is None or path == "-":
-        if is_terminal(sys.stdout) and b"\x00" in content[:1024] + content[-1024:]:
-            raise click.UsageError("this is no text; name a file with -f")
-        sys.stdout.buffer.write(content)
-        return
-    temporary = f"{path}.part"
-    try:
-        Path(temporary).write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise click.UsageError(f"-f {path}: cannot be written ({error.strerror or error})") from None
-    note(f"Written: {path} ({len(content)} bytes)")
 
 
 @invoice.command("verify", examples=["farebox invoice verify FB-2026-000001"])
