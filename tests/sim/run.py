@@ -20,6 +20,7 @@ from sqlalchemy import text
 from catalog.price_book import put_list_prices
 from core import ids
 from core.changes import record_change
+from functions.gateway import balancing, retrying
 from metering import journal as journal_module
 from metering.relay import Relay
 from tests.sim.auditor import NEW_PICO_PER_TOKEN, PICO_PER_MINUTE, Auditor, Facts, fingerprint
@@ -209,6 +210,8 @@ def finished(seed: int, callers: int = CALLERS) -> Iterator[Simulation]:
     monotonic_ms, random_part = journal_module._monotonic_ms, ids._random_part
     try:
         letters = random.Random(seed)
+        for jitter in (balancing._chance, retrying._chance):
+            jitter.seed(seed)
         ids._random_part = lambda: "".join(letters.choices(ids._ALPHABET, k=16))
         world = Simulation(seed, directory, callers)
         journal_module._monotonic_ms = world.clock.monotonic_ms
