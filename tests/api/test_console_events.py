@@ -265,6 +265,10 @@ def test_the_command_line_sends_lists_mends_and_drops(town: Town, tmp_path: Path
     assert json.loads(fixed.stdout)["outcome"] == "new", fixed.output
     file.write_text(json.dumps([town.call("call-3", org_id="org_none")]))
     town.console.cli(event, "send", "-f", str(file))
+    waiting = json.loads(town.console.cli(quarantine, "list").stdout)["data"][0]["id"]
+    refused = town.console.cli(quarantine, "replay", waiting)
+    assert refused.exit_code == 1, refused.output
+    assert "org_none" in str(refused.exception)
     other = json.loads(town.console.cli(quarantine, "list").stdout)["data"][0]["id"]
     still = town.console.cli(quarantine, "replay", other)
     assert still.exit_code == 1 and "org_none" in str(still.exception)
