@@ -87,6 +87,11 @@ def list_models(
     return [_model(row) for row in connection.execute(query if limit is None else query.limit(limit))]
 
 
+def model_tasks(connection: Connection) -> dict[str, str]:
+    """The task of every model that there is or was."""
+    return {row.id: row.task for row in connection.execute(select(models.c.id, models.c.task))}
+
+
 def remove_model(connection: Connection, model_id: str, now_ms: int) -> None:
     """Take the model out of the catalog. Its prices stay: past calls must stay provable."""
     get_model(connection, model_id)

@@ -49,6 +49,8 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("GET", "/api/reconciliation"): ADMIN,
     ("GET", "/api/alarms"): ADMIN,
     ("GET", "/api/usage"): PROJECT,
+    ("GET", "/v1/organization/usage/{kind}"): PROJECT,
+    ("GET", "/v1/organization/costs"): PROJECT,
     ("GET", "/api/receipts"): PROJECT,
     ("GET", "/api/receipts/{request_id}"): ANY_KEY,
     ("GET", "/api/invoices/preview"): ADMIN,

@@ -6,6 +6,7 @@ from typing import Any
 from core.errors import FareboxError, TooLarge, problem
 from core.ids import is_id, new_id
 from core.log import get_logger
+from wire.openai import render_error
 
 MAX_BODY_BYTES = 1024 * 1024  # of what this API takes; the largest is a model's YAML
 
@@ -40,13 +41,14 @@ class Edge:
             if body is not None:
                 await self._app(scope, _replay(body, receive), send_with_id)
         except FareboxError as error:
-            await send_problem(send_with_id, error, request_id)
+            await send_problem(send_with_id, error, request_id, scope["path"])
         except Exception:
             # A bug: everything to the log, nothing to the caller but the id to find it by.
             _log.exception("unexpected error", extra={"request_id": request_id, "path": scope["path"]})
             if started:
                 raise
-            await send_problem(send_with_id, FareboxError("an unexpected error; see the log"), request_id)
+            unknown = FareboxError("an unexpected error; see the log")
+            await send_problem(send_with_id, unknown, request_id, scope["path"])
 
     async def _body(self, scope: Any, receive: Any) -> bytes | None:
         """The whole body; None when the caller hung up."""
@@ -68,18 +70,28 @@ class Edge:
                 return b"".join(parts)
 
 
-async def send_problem(send: Any, error: FareboxError, request_id: str) -> None:
-    """Answer with the problem document of `error`."""
-    body = problem_bytes(error, request_id)
-    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+async def send_problem(send: Any, error: FareboxError, request_id: str, path: str) -> None:
+    """Answer with the document of `error`."""
+    status, kind, body = error_document(error, request_id, path)
+    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
     headers += [(name.encode(), value.encode()) for name, value in problem_headers(error).items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-def problem_bytes(error: FareboxError, request_id: str) -> bytes:
-    """The problem document; ASCII, so that any text a caller sent can be quoted."""
-    return json.dumps(problem(error, request_id=request_id)).encode()
+def error_document(error: FareboxError, request_id: str, path: str) -> tuple[int, str, bytes]:
+    """Status, media type and body: OpenAI's error object under /v1, where 422 is 400; elsewhere a problem document.
+
+    ASCII, so that any text a caller sent can be quoted.
+    """
+    if path.startswith("/v1/"):
+        status = 400 if error.status == 422 else error.status
+        return status, "application/json", json.dumps(render_error(error)).encode()
+    return (
+        error.status,
+        "application/problem+json",
+        json.dumps(problem(error, request_id=request_id)).encode(),
+    )
 
 
 def problem_headers(error: FareboxError) -> dict[str, str]:

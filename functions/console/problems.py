@@ -11,7 +11,7 @@ from starlette.routing import Match, Route
 
 from core.errors import BadRequest, Conflict, FareboxError, Invalid, NotFound, Unavailable
 from core.log import get_logger
-from functions.console.middleware import problem_bytes, problem_headers
+from functions.console.middleware import error_document, problem_headers
 
 _log = get_logger(__name__)
 _SHOWN = 10
@@ -36,12 +36,9 @@ def install_problems(app: FastAPI) -> None:
 
 def render(request: Request, error: FareboxError, headers: dict[str, str] | None = None) -> Response:
     """The answer for `error`."""
-    return Response(
-        problem_bytes(error, request.state.request_id),
-        status_code=error.status,
-        headers={**problem_headers(error), **(headers or {})},
-        media_type="application/problem+json",
-    )
+    status, kind, body = error_document(error, request.state.request_id, request.url.path)
+    headers = {**problem_headers(error), **(headers or {})}
+    return Response(body, status_code=status, headers=headers, media_type=kind)
 
 
 async def _ours(request: Request, error: Exception) -> Response:

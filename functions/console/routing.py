@@ -1,5 +1,6 @@
 """The console's kind of route: who calls is decided before a byte of the body is looked at."""
 
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,6 +13,7 @@ from functions.console.authentication import authenticate
 from functions.console.authorization import check_allowed
 from wire.suggestions import unknown_name
 
+_BRACKETS = re.compile(rb"((?:^|&)[a-z_]+)(?:\[\]|%5[bB]%5[dD])=")
 _Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -36,6 +38,26 @@ class AuthorizedRoute(APIRoute):
         return handle
 
 
+class OpenAIRoute(AuthorizedRoute):
+    """Takes lists as their clients write them, `models[]=a&models[]=b`, as well as `models=a&models=b`."""
+
+    def get_route_handler(self) -> _Handle:
+        """The checks behind a query that is written one way."""
+        inner = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            query: bytes = request.scope["query_string"]
+            request.scope["query_string"] = _BRACKETS.sub(rb"\1=", query)
+            return await inner(request)
+
+        return handle
+
+
 def console_router(tag: str) -> APIRouter:
     """A router of one resource group, under /api."""
     return APIRouter(prefix="/api", tags=[tag], route_class=AuthorizedRoute)
+
+
+def openai_router(tag: str) -> APIRouter:
+    """A router of what is OpenAI's own API, for operators rather than callers of models."""
+    return APIRouter(prefix="/v1/organization", tags=[tag], route_class=OpenAIRoute)

@@ -36,6 +36,7 @@ __all__ = ["Gateway", "GatewayDependencies", "create_gateway", "fast_protocol"]
 _log = get_logger(__name__)
 
 _REQUEST_ID = "farebox.request_id"
+_CONTROL_PATHS = ("/api/", "/v1/organization/")
 _MODEL_PATHS = ("/v1/", "/endpoints/")
 _PREFIXES = ("", "/endpoints/{endpoint_name}")
 
@@ -99,7 +100,7 @@ class _GatewayApp(FastAPI):
         found = find_plan(path) if scope["method"] == "POST" else None
         if found is not None:
             await self.hot(scope, receive, send, *found)
-        elif path.startswith("/api/") or path == "/api":
+        elif path.startswith(_CONTROL_PATHS) or path == "/api":
             await self._proxy(scope, receive, send)
         else:
             await self._call_ordinary(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Everything below `/api/` goes to the control process, bytes in and out as they come."""
+"""Everything below `/api/` and `/v1/organization/` goes to the control process, bytes in and out as they come."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,6 +12,7 @@ from core.errors import BadRequest, FareboxError, Timeout, TooLarge, Unavailable
 from core.ids import new_id
 from functions.gateway.exchange import BODY_TIMEOUT_S, Header, Message, Receive, Scope, Send, error_headers
 from functions.gateway.gateway import Gateway
+from wire.openai import render_error
 
 _CONNECT_S = 2.0
 _SILENCE_S = 300.0
@@ -177,9 +178,14 @@ class _ProxiedRequest:
         response.close()
 
     async def _send_problem(self, error: FareboxError) -> None:
-        body = msgspec.json.encode(problem(error, request_id=self._request_id, instance=self._scope["path"]))
+        path = self._scope["path"]
+        openai = path.startswith("/v1/")
+        document = (
+            render_error(error) if openai else problem(error, request_id=self._request_id, instance=path)
+        )
+        body = msgspec.json.encode(document)
         headers = [
-            (b"content-type", b"application/problem+json"),
+            (b"content-type", b"application/json" if openai else b"application/problem+json"),
             (b"content-length", str(len(body)).encode()),
             (b"x-request-id", self._request_id.encode()),
             *error_headers(error),
