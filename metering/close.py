@@ -20,6 +20,8 @@ from metering.store import first_open_minute, lock_first_open_minute, set_first_
 from metering.tables import AUDIO_SECONDS, endpoint_minutes, usage_corrections, usage_events, usage_minutes
 
 MAX_MINUTES = 60  # closed in one transaction
+# Added up in one transaction, unless a single minute has more: other writers wait meanwhile.
+MAX_EVENTS = 200_000
 _KEY = ("billing_minute_ms", "service_minute_ms", "org_id", "project_id", "key_id", "endpoint_id", "model_id")
 
 
@@ -36,7 +38,7 @@ def close_minutes(conn: Connection, now_ms: int, lateness_ms: int) -> list[Close
     if start is None:
         set_first_open_minute(conn, target)
         return []
-    end = min(target, start + MAX_MINUTES * MINUTE_MS)
+    end = _end(conn, start, min(target, start + MAX_MINUTES * MINUTE_MS))
     rows = _aggregate(conn, start, end, org_id=None)
     if rows:
         conn.execute(insert(usage_minutes), [{**row, "closed_ms": now_ms} for row in rows])
@@ -89,6 +91,14 @@ def _first_minute_with_rows(conn: Connection, start: int, end: int) -> int | Non
     ]
     firsts = [first for first in conn.execute(union_all(*parts)).scalars() if first is not None]
     return min(firsts) if firsts else None
+
+
+def _end(conn: Connection, start: int, end: int) -> int:
+    """`end`, or the start of the minute in which one event too many lies."""
+    at = usage_events.c.billing_minute_ms
+    query = select(at).where(at >= start, at < end).order_by(at).offset(MAX_EVENTS).limit(1)
+    crowded = conn.execute(query).scalar()
+    return end if crowded is None else max(start + MINUTE_MS, crowded)
 
 
 def _aggregate(conn: Connection, start: int, end: int, org_id: str | None) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from core.errors import Invalid
@@ -38,6 +39,12 @@ class AuthorizedRoute(APIRoute):
         return handle
 
 
+class OpenAIErrorDocument(BaseModel):
+    """How these routes refuse; `param` names what is wrong. They answer 400 where others answer 422."""
+
+    error: dict[str, Any]
+
+
 class OpenAIRoute(AuthorizedRoute):
     """Takes lists as their clients write them, `models[]=a&models[]=b`, as well as `models=a&models=b`."""
 
@@ -60,4 +67,8 @@ def console_router(tag: str) -> APIRouter:
 
 def openai_router(tag: str) -> APIRouter:
     """A router of what is OpenAI's own API, for operators rather than callers of models."""
-    return APIRouter(prefix="/v1/organization", tags=[tag], route_class=OpenAIRoute)
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": OpenAIErrorDocument, "description": "OpenAI's error object."}
+        for status in (400, 401, 403, 404, 413, 422)
+    }
+    return APIRouter(prefix="/v1/organization", tags=[tag], route_class=OpenAIRoute, responses=refusals)

@@ -176,6 +176,8 @@ def _judge_model_route(response: httpx.Response) -> str:
 
 
 def _judge_problem(response: httpx.Response) -> str:
+    if response.request.url.path.startswith("/v1/"):  # OpenAI's own API for operators
+        return _judge_model_route(response)
     if response.headers["content-type"] != "application/problem+json":
         return f"{response.status_code} is {response.headers['content-type']}"
     body = response.json()

@@ -1,6 +1,10 @@
 """OpenAI's usage and costs API, with its official client as the judge of shapes, through the gateway's port."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from decimal import Decimal
@@ -57,7 +61,9 @@ def test_the_official_client_reads_usage_and_costs(platform: platforms.Platform)
         prompt = [{"role": "user", "content": "one two three"}]
         used = [ai.chat.completions.create(model=MODEL, messages=prompt).usage for _ in range(2)]  # type: ignore[arg-type]
         usage = ai.admin.organization.usage
-        page = usage.completions(start_time=today - 86_400, group_by=["model", "api_key_id"])
+        page = usage.completions(
+            start_time=today - 86_400, group_by=["model", "api_key_id"], api_key_ids=[made["id"]]
+        )
         first = usage.completions(start_time=today - 86_400, limit=1)
         assert first.has_more and first.next_page
         assert usage.completions(start_time=today - 86_400, page=first.next_page).data[0].start_time == today
@@ -304,3 +310,24 @@ def test_pages_tile_the_span(width: str, start: int, length: int, limit: int) ->
         assert seen[-1][1] == -(-(start + length) * 1000 // 60_000) * 60_000
     for (_, end), (begin, _) in pairwise(seen):
         assert end == begin and end % USAGE_WIDTHS[width].ms == 0
+
+
+def test_the_examples_of_the_page_run(platform: platforms.Platform) -> None:
+    with platform.client() as client:
+        key = client.keys.create(project="web", name="docs")["key"]
+    with openai.OpenAI(base_url=platform.url + "/v1", api_key=key, max_retries=0) as ai:
+        ai.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}])
+    page = (platforms.ROOT / "docs" / "usage.md").read_text()
+    shell = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    python = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert (len(shell), len(python)) == (2, 1)
+    environ = platform.environ | {
+        "FAREBOX_URL": platform.url,
+        "FAREBOX_HOME": str(platform.home),
+        "ADMIN_KEY": platform.admin_key,
+        "PATH": f"{platforms.FAREBOX.parent}:{os.environ['PATH']}",
+    }
+    for command in (["bash", "-euc", "\n".join(shell)], [sys.executable, "-c", python[0]]):
+        run = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert MODEL in run.stdout

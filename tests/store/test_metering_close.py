@@ -92,6 +92,27 @@ def test_after_downtime_closing_goes_in_bounded_steps_and_skips_the_void(db: Dat
     assert steps == 6, "one per hour with usage, one for the empty rest"
 
 
+def test_closing_stops_after_a_bounded_number_of_events(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metering.close.MAX_EVENTS", 10)
+    world = World(db)
+    for minute, count in enumerate((4, 4, 4, 30, 2)):
+        ended_ms = T0 + minute * MINUTE
+        world.store(*[event(f"req_{minute}_{i}", ended_ms=ended_ms) for i in range(count)])
+    now_ms = T0 + 10 * MINUTE
+    ends = []
+    while True:
+        with db.begin() as conn:
+            if not is_due(conn, now_ms, LATENESS):
+                break
+            close_minutes(conn, now_ms, LATENESS)
+            ends.append((first_open_minute(conn) - T0) // MINUTE)
+    assert ends == [2, 3, 4, 9], "whole minutes, and a crowded one alone"
+    with db.read() as conn:
+        assert conn.execute(select(func.sum(usage_minutes.c.requests))).scalar_one() == 44
+
+
 def test_a_summary_is_the_same_before_and_after_closing(db: Database) -> None:
     world = World(db)
     world.store(
