@@ -130,11 +130,11 @@ def _hold_to_limits(client: farebox.Client, key_id: str) -> None:
 
 def _model(name: str, engine: str, served: str, continuous: bool) -> str:
     prices = '{input: "0.15", cached_input: "0.075", output: "0.60", endpoint_minute: "0.0005"}'
-    # The bench opens a thousand streams at once; by default the rest of them would wait for a place.
     flag = ", continuous_usage: true" if continuous else ""
+    # A thousand streams at once: beyond the usual number of places most of them would wait.
     return (
         f"id: bench/{name}\ntask: chat\ncontext_length: 8192\nprices: {prices}\n"
-        f'engine: {{kind: external, url: "http://{engine}", model: "{served}"{flag}}}\n'
+        f'engine: {{kind: external, url: "http://{engine}", model: "{served}", max_parallel: 4096{flag}}}\n'
     )
 
 
