@@ -1,12 +1,17 @@
 """Invoices: one per period whoever asks how often, exact, final; void and made again the same."""
 
+import csv
+import io
 import threading
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 from sqlalchemy import select
 
 from billing.invoicing import credit
+from billing.invoicing.check import check_invoice
+from billing.invoicing.focus import focus_csv
 from billing.invoicing.issue import finalize, invoice_period
 from billing.invoicing.model import Invoice, Profile
 from billing.invoicing.notes import make_note
@@ -19,6 +24,9 @@ from core.clock import month_bounds
 from core.database import Database
 from core.errors import Conflict, Invalid
 from core.money import PICO_PER_CENT
+from metering.corrections import lock_standing, record_correction
+from metering.journal import source_of
+from metering.model import Correction, Usage
 from tests.metering_values import MINUTE, T0
 from tests.store.invoice_values import (
     AFTER,
@@ -275,3 +283,42 @@ def test_an_open_or_impossible_period_is_refused(db: Database) -> None:
             invoice_period(conn, issuer, "org_1", month_bounds(END), T0 + HOUR)
         with pytest.raises(Invalid, match="one UTC month"):
             invoice_period(conn, issuer, "org_1", (START, END + MINUTE), T0 + HOUR)
+
+
+def test_a_negative_total_becomes_credit_and_void_takes_it_back(db: Database) -> None:
+    world, issuer = made(db)
+    world.store(call(1, tokens=5 * DOLLAR_IN))
+    world.close(AFTER)
+    [december] = run_invoicer(db, issuer, AFTER).invoices
+    world.store(call(2, END + HOUR))
+    with db.begin() as conn:
+        standing = lock_standing(conn, source_of("gw-1"), "req_1")
+        assert standing is not None
+        wrong = Correction("org_1", standing.row.source, "req_1", Usage(DOLLAR_IN, 0, 7, 0), "counted twice")
+        names = {"source": "audit", "event_id": "c1", "payload_hash": "0"}
+        record_correction(conn, standing, wrong, now_ms=AFTER, **names)
+    later = month_bounds(END)[1] + 5 * MINUTE
+    world.close(later)
+    before = balances(db)
+    [january] = run_invoicer(db, issuer, later).invoices
+    assert (january.total_cents, january.credit_cents, january.due_cents) == (-300, -300, 0)
+    assert (check(db, january.id).state, check(db, december.id).state) == ("paid", "finalized")
+    assert balances(db)["credit:org_1"] == -300 * PICO_PER_CENT
+    assert balances(db)["billed:org_1"] == 500 * PICO_PER_CENT
+    with db.read() as conn:
+        assert check_invoice(conn, january.id, world).differences == ()
+        rows = list(csv.DictReader(io.StringIO(focus_csv(conn, "org_1", month_bounds(END)))))
+    assert sum(Decimal(row["BilledCost"]) for row in rows) == 0
+    with db.begin() as conn:
+        void_invoice(conn, january.id, later)
+    assert balances(db) == before
+    with db.begin() as conn:
+        [again] = invoice_period(conn, issuer, "org_1", month_bounds(END), later)
+    world.store(call(3, later + HOUR, 4 * DOLLAR_IN))
+    third = month_bounds(later)[1] + 5 * MINUTE
+    world.close(third)
+    [february] = run_invoicer(db, issuer, third).invoices
+    assert (february.credit_cents, february.due_cents) == (300, 100)
+    with pytest.raises(Conflict, match="is spent in part"), db.begin() as conn:
+        void_invoice(conn, again.id, third)
+    check(db, again.id)
