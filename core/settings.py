@@ -57,6 +57,7 @@ class Settings:
     invoice_issuer_tax_id: str = ""
     invoice_font: str = ""  # a TrueType or OpenType file for characters that the PDF's own font lacks
     drain_grace_s: int = 30  # SIGTERM: streams in flight get this long
+    restart_pause_s: int = 5  # at most, before a gateway that ends again and again is started once more
 
     @property
     def sql_url(self) -> str:
