@@ -67,7 +67,7 @@ class UsageEvent(msgspec.Struct, frozen=True, gc=False):
     usage_source: UsageSource
     received_ms: int  # the request's first byte reached the gateway
     sent_ms: int  # forwarded to the engine; 0 when it never was
-    first_byte_ms: int  # the engine's first byte; 0 when there was none
+    first_byte_ms: int  # the engine's first byte, of a stream its first event; 0 when there was none
     ended_ms: int  # the event's `time`: decides the minute and the price version
     attempt: int = 1
     engine_request_id: str = ""

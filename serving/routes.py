@@ -21,18 +21,18 @@ def resolve(
 
     With `endpoint_id` (an endpoint key) or `endpoint_name` (an endpoint's URL) only that endpoint is reached,
     and it must be in `project_id` where that is given too. `name` may then be absent, or any name of the
-    endpoint: its own, the catalog id, or the name its server uses. Another name is refused, not ignored: the
-    caller would get, and pay for, another model than the one asked for.
+    endpoint: its own, `endpoint/deployment`, the catalog id, or the name its server uses. Another name is refused,
+    not ignored: the caller would get, and pay for, another model than the one asked for.
 
-    Otherwise `name` is an endpoint's name or a catalog id within the project; of several endpoints on the
-    model the oldest one that is Online answers.
+    Otherwise `name` is an endpoint's name, a catalog id or `endpoint/deployment` (name and id) within the project;
+    of several endpoints on the model the oldest one that is Online answers.
     """
     if endpoint_id is not None or endpoint_name is not None:
         endpoint = store.find_endpoint(
             connection, endpoint_id=endpoint_id, name=endpoint_name, project_id=project_id
         )
         route = None if endpoint is None else _route(connection, endpoint)
-        if route is None or (name and name not in (route.endpoint_name, route.model_id, route.served_model)):
+        if route is None or (name and name not in _names(route)):
             return None
         return route
     assert project_id is not None, "a project, an endpoint id or an endpoint name"
@@ -43,7 +43,19 @@ def resolve(
         return _route(connection, named)
     on_model = store.list_endpoints(connection, project_id=project_id, model_id=name)
     online = next((e for e in on_model if e.state == "Online"), None)
-    return None if online is None else _route(connection, online)
+    if online is not None:
+        return _route(connection, online)
+    endpoint_part, slash, deployment_id = name.partition("/")
+    if not slash:
+        return None
+    parent = store.find_endpoint(connection, name=endpoint_part, project_id=project_id)
+    return None if parent is None or parent.deployment_id != deployment_id else _route(connection, parent)
+
+
+def _names(route: Route) -> tuple[str, ...]:
+    """What the endpoint of a route may be called by with its own key, or below its own URL."""
+    exact = f"{route.endpoint_name}/{route.deployment_id}"
+    return (route.endpoint_name, route.model_id, route.served_model, exact)
 
 
 def list_routes(

@@ -45,6 +45,7 @@ class Behaviour:
     # time
     first_delay: float = 0.0  # seconds before the first byte
     chunk_delay: float = 0.0  # before each further chunk
+    ping_delay: float = 0.0  # between a first `: ping` and the first chunk
     tail_delay: float = 0.0  # between the last content chunk and the usage chunk
     hold: threading.Event | None = None  # nothing is answered before this is set
     # trouble before the first byte
@@ -302,7 +303,11 @@ class _Answer:
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         writer = _Writer(response, behaviour)
+        if behaviour.ping_delay:
+            await response.write(b": ping\n\n")
+            await asyncio.sleep(behaviour.ping_delay)
         if not behaviour.empty and await self.frames(writer):
+            seen.finished = True
             return await self.fail(writer, request)
         if behaviour.done:
             await writer.send("[DONE]")

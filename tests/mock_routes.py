@@ -92,6 +92,7 @@ async def _stream(request: web.Request, seen: Seen, behaviour: Behaviour, answer
             elif behaviour.fail_how == "error_event":
                 await send(answer.error())
             await response.write_eof()
+            seen.finished = True
             return response
     await response.write_eof()
     seen.finished = True

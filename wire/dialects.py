@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Raw
 
 from core.errors import BadRequest
-from wire.openai import PRIVATE_MEMBERS, ModelRequest, TokenCounts, map_engine_error
+from wire.openai import ModelRequest, TokenCounts, drop_private, map_engine_error
 from wire.openai_stream import StreamError
 from wire.transcript import Transcript
 
@@ -111,8 +111,7 @@ class Dialect(Protocol):
 def forward_members(request: ModelRequest, served_model: str, cache_salt: str | None) -> Body:
     """A JSON body for the model server: its own model name, nothing engine-private."""
     members = request.members
-    for name in PRIVATE_MEMBERS:
-        members.pop(name, None)
+    drop_private(members)
     members["model"] = Raw(_encoder.encode(served_model))
     if cache_salt is not None:
         members["cache_salt"] = Raw(_encoder.encode(cache_salt))

@@ -31,8 +31,18 @@ FREE_OPERATIONS: tuple[FreeOperation, ...] = ("tokenize", "messages.count_tokens
 MAX_MODEL_NAME = 256
 MAX_CHOICES = 128  # OpenAI's own bound on n
 
-# Members by which a caller could reach into the engine: its queue, its ids, other tenants' cache, its peers.
-PRIVATE_MEMBERS = ("priority", "request_id", "cache_salt", "kv_transfer_params", "ec_transfer_params")
+# Members by which a caller could reach into the engine: its queue, its ids, other tenants' cache, its peers, its
+# plug-ins. vLLM's (`vllm_xargs` reaches those that take `kv_transfer_params`), then SGLang's.
+PRIVATE_MEMBERS = (
+    *("priority", "request_id", "cache_salt", "kv_transfer_params", "ec_transfer_params", "vllm_xargs"),
+    *("rid", "extra_key", "session_params", "custom_params"),
+    *("bootstrap_host", "bootstrap_port", "bootstrap_room", "data_parallel_rank", "routed_dp_rank"),
+)
+_PRIVATE = frozenset(PRIVATE_MEMBERS)
+
+# The members that bound the output. An engine heeds one of them, not every engine the same one: the largest counts.
+OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
+COMPLETION_LIMITS = ("max_tokens",)  # `/v1/completions` knows no other, so another one bounds nothing
 
 _TEXT_MEMBERS = (
     *("messages", "prompt", "input", "system", "instructions"),
@@ -56,14 +66,13 @@ class ModelRequest:
     wants_usage: bool  # the caller asked for the usage chunk of a stream
     choices: int  # n
     max_tokens: int | None
+    best_of: int = 1  # answers that are made for a prompt, if more than are shown
 
 
-def parse_request(
-    body: bytes, limits: Sequence[str] = ("max_completion_tokens", "max_tokens")
-) -> ModelRequest:
+def parse_request(body: bytes, limits: Sequence[str] = OUTPUT_LIMITS) -> ModelRequest:
     """Read a request's body. BadRequest: not a JSON object, or one of the few members read here is wrong.
 
-    `limits` are the members that bound the output, the first one given counts.
+    `limits` are the members that bound the output; of several the largest counts.
     """
     members = parse_object(body)
     stream = _flag(members, "stream")
@@ -73,7 +82,8 @@ def parse_request(
         stream=stream,
         wants_usage="stream_options" in members and _wants_usage(members) and stream,
         choices=_count(members, "n", 1, MAX_CHOICES) or 1 if "n" in members else 1,
-        max_tokens=_first_count(members, limits),
+        max_tokens=_largest_count(members, limits),
+        best_of=_count(members, "best_of", 1, MAX_CHOICES) or 1 if "best_of" in members else 1,
     )
 
 
@@ -90,8 +100,7 @@ def upstream_body(
 ) -> bytes:
     """The body as the model server gets it: its own model name, usage asked for, nothing engine-private."""
     members = request.members
-    for name in PRIVATE_MEMBERS:
-        members.pop(name, None)
+    drop_private(members)
     members["model"] = Raw(_encoder.encode(served_model))
     if cache_salt is not None:
         members["cache_salt"] = Raw(_encoder.encode(cache_salt))
@@ -103,6 +112,13 @@ def upstream_body(
             options["continuous_usage_stats"] = _TRUE
         members["stream_options"] = Raw(_encoder.encode(options))
     return _encoder.encode(members)
+
+
+def drop_private(members: dict[str, Raw]) -> None:
+    """Take out what is not the caller's to set."""
+    if not _PRIVATE.isdisjoint(members):
+        for name in PRIVATE_MEMBERS:
+            members.pop(name, None)
 
 
 def estimate_input_tokens(request: ModelRequest) -> int:
@@ -196,11 +212,12 @@ def _count(members: Mapping[str, Raw], name: str, least: int, most: int | None =
     return value
 
 
-def _first_count(members: Mapping[str, Raw], names: Sequence[str]) -> int | None:
+def _largest_count(members: Mapping[str, Raw], names: Sequence[str]) -> int | None:
+    largest = 0
     for name in names:
-        if name in members and (found := _count(members, name, 0)):
-            return found
-    return None
+        if name in members and (found := _count(members, name, 0)) and found > largest:
+            largest = found
+    return largest or None
 
 
 def _stream_options(members: Mapping[str, Raw]) -> dict[str, Raw]:

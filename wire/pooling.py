@@ -23,7 +23,7 @@ class PoolingDialect:
     """`/v1/rerank` and `/v1/score`; `results` is the member that an answer must have."""
 
     results: str
-    salted: bool = False  # a reranker reads each pair anew
+    salted: bool = True  # vLLM caches the prefixes of what it only reads, too
 
     def parse(self, body: bytes, content_type: bytes) -> ModelRequest:
         request = parse_request(body)

@@ -212,6 +212,7 @@ class MeteredCall:
             if out:
                 if not forwarding:
                     forwarding = True
+                    self._record.first_byte_ms = self._gateway.clock.now_ms()  # not its head, not a comment
                     await self._exchange.stop_comments()
                     self._record.forget_request()
                 self._sending = True

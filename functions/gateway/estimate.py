@@ -69,7 +69,8 @@ def worst_case(
     else:
         given = min(len(body) // BYTES_PER_TOKEN + TEMPLATE_TOKENS * prompts, room)
         bound = min(len(body) + TEMPLATE_TOKENS_AT_MOST * prompts, room)
-    answers = request.choices * prompts
+    each_prompt = request.choices if request.choices >= request.best_of else request.best_of
+    answers = each_prompt * prompts
     output = 0
     if operation not in _NO_OUTPUT:
         each = request.max_tokens if request.max_tokens is not None else context

@@ -178,6 +178,7 @@ class FastCall:
         if out:
             if self._comment_at:
                 self._comment_at = 0.0
+                self.record.first_byte_ms = self._gateway.clock.now_ms()  # not its head, not a comment
                 self.record.forget_request()
             if self._started:
                 self._caller.write(b"%x\r\n%b\r\n" % (len(out), out))

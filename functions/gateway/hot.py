@@ -22,7 +22,14 @@ from functions.gateway.reading import OPERATIONS_OF_TASK, Plan, new_record, read
 from functions.gateway.record import CallRecord
 from functions.gateway.upstream import ServerGone
 from serving.model import Route
-from wire.openai import FreeOperation, ModelRequest, Operation, parse_request
+from wire.openai import (
+    COMPLETION_LIMITS,
+    OUTPUT_LIMITS,
+    FreeOperation,
+    ModelRequest,
+    Operation,
+    parse_request,
+)
 
 _log = get_logger(__name__)
 
@@ -113,7 +120,7 @@ def warm_call(
     principal = gateway.lookups.principals.peek(hash_key(key))
     if principal is None or principal.kind == "admin" or 0 < principal.expires_ms <= received_ms:
         return None
-    request = parse_request(body)
+    request = parse_request(body, COMPLETION_LIMITS if operation == "completions" else OUTPUT_LIMITS)
     model = request.model or ""
     if not model and not endpoint_name:
         return None

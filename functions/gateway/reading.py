@@ -9,7 +9,15 @@ from functions.gateway.record import CallRecord
 from functions.gateway.surfaces import ANTHROPIC, AZURE, OPENAI, RESPONSES, Surface
 from serving.model import Route
 from wire import azure
-from wire.openai import FREE_OPERATIONS, FreeOperation, ModelRequest, Operation, parse_request
+from wire.openai import (
+    COMPLETION_LIMITS,
+    FREE_OPERATIONS,
+    OUTPUT_LIMITS,
+    FreeOperation,
+    ModelRequest,
+    Operation,
+    parse_request,
+)
 from wire.operations import DIALECTS
 
 
@@ -79,7 +87,7 @@ def read_request(exchange: Exchange, plan: Plan, body: bytes) -> ModelRequest:
     if plan.surface is AZURE:
         azure.check_api_version(exchange.query)
         body = azure.openai_body(body, plan.metered, exchange.headers.get(b"extra-parameters", b""))
-    return parse_request(body)
+    return parse_request(body, COMPLETION_LIMITS if plan.operation == "completions" else OUTPUT_LIMITS)
 
 
 def new_record(

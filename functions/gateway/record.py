@@ -116,12 +116,11 @@ class CallRecord:
     def upstream_body(self) -> bytes:
         """The body for the model server."""
         route = self.route
-        salted = route.continuous_usage and self.operation != "embeddings"
         return upstream_body(
             self.request,
             served_model=route.served_model,
             continuous_usage=route.continuous_usage,
-            cache_salt=cache_salt(route.org_id) if salted else None,
+            cache_salt=cache_salt(route.org_id) if route.continuous_usage else None,
         )
 
     def leave_place(self) -> None:

@@ -144,9 +144,18 @@ def test_routes_within_a_project(filled: Database) -> None:
         assert resolve(connection, "foreign", project_id="proj_1") is None
         assert resolve(connection, "", project_id="proj_1") is None
         assert resolve(connection, "acme/none", project_id="proj_1") is None
+        exact = resolve(connection, f"newer/{newer.deployment_id}", project_id="proj_1")
+        for wrong in (
+            f"foreign/{older.deployment_id}",
+            "newer/",
+            "newer/dep_none",
+            f"none/{newer.deployment_id}",
+        ):
+            assert resolve(connection, wrong, project_id="proj_1") is None, wrong
         routes = list_routes(connection, project_id="proj_1")
     assert by_name is not None
     assert by_name.endpoint_id == newer.id
+    assert exact == by_name
     assert by_model is not None
     assert by_model.endpoint_id == older.id, "the oldest on the model"
     assert (by_model.served_model, by_model.external, by_model.urls) == (CHAT.id, False, ())
@@ -158,11 +167,12 @@ def test_routes_of_one_endpoint(filled: Database) -> None:
     mine = _create(filled, "mine", ATTACHED.id)
     _create(filled, "other")
     with filled.read() as connection:
-        for name in (None, "", "mine", ATTACHED.id, "theirs"):
+        for name in (None, "", "mine", f"mine/{mine.deployment_id}", ATTACHED.id, "theirs"):
             route = resolve(connection, name, endpoint_id=mine.id)
             assert route is not None, name
             assert route.endpoint_id == mine.id
         assert resolve(connection, "other", endpoint_id=mine.id) is None, "another model is not swapped in"
+        assert resolve(connection, f"other/{mine.deployment_id}", endpoint_id=mine.id) is None
         assert resolve(connection, None, endpoint_name="mine", project_id="proj_1") is not None
         assert resolve(connection, None, endpoint_name="mine", project_id="proj_2") is None
         assert resolve(connection, None, endpoint_name="other", endpoint_id=mine.id) is None

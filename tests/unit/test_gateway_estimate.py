@@ -10,7 +10,7 @@ from functions.gateway.figures import cost_of
 from metering.model import Usage
 from serving.model import Route, Tariff
 from tests.gateway_fixture import make_route
-from wire.openai import Operation, parse_request
+from wire.openai import COMPLETION_LIMITS, Operation, parse_request
 
 PRICES = {"input": 10, "output": 100}
 NOW = 1_760_000_000_000
@@ -40,6 +40,25 @@ def test_output_is_max_tokens_times_n() -> None:
     )
     assert 200 < two[0] - one[0] < 205
     assert one[1] is not None and two[1] is not None and two[1] - one[1] >= 200 * 100
+
+
+def test_answers_that_are_made_but_not_shown_are_reserved() -> None:
+    shown = worst("completions", prompt="Hi", max_tokens=100, n=2)
+    made = worst("completions", prompt="Hi", max_tokens=100, n=2, best_of=5)
+    assert made[0] - shown[0] > 295
+    assert worst("completions", prompt="Hi", max_tokens=100, n=5, best_of=2)[0] > made[0] - 10
+
+
+def test_of_two_bounds_of_the_output_the_larger_counts() -> None:
+    """Engines differ in which one they heed."""
+    bounds = (
+        {"max_tokens": 900, "max_completion_tokens": 1},
+        {"max_tokens": 1, "max_completion_tokens": 900},
+    )
+    for both in bounds:
+        assert 900 < worst(messages=message("Hi"), **both)[0] < 1000
+        request = parse_request(msgspec.json.encode({"prompt": "Hi"} | both), COMPLETION_LIMITS)
+        assert request.max_tokens == both["max_tokens"]  # no engine reads the other one there
 
 
 def test_without_max_tokens_it_is_the_context() -> None:

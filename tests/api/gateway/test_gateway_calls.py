@@ -7,8 +7,17 @@ import openai
 import pytest
 
 from metering.model import Usage
-from tests.gateway_fixture import ENDPOINT, ENDPOINT_KEY, MODEL, OTHER_KEY, PROJECT_KEY, RunningGateway
+from tests.gateway_fixture import (
+    ENDPOINT,
+    ENDPOINT_KEY,
+    MODEL,
+    OTHER_KEY,
+    PROJECT_KEY,
+    RunningGateway,
+    make_route,
+)
 from tests.mock_engine import Behaviour, MockEngine
+from wire.openai import PRIVATE_MEMBERS
 
 MESSAGES = [{"role": "user", "content": "one two three"}]
 
@@ -47,7 +56,7 @@ def test_a_chat_call(gateway: RunningGateway, engine: MockEngine, client: openai
 
 
 def test_what_the_engine_gets(gateway: RunningGateway, engine: MockEngine) -> None:
-    private = {"priority": -9, "request_id": "mine", "cache_salt": "x", "kv_transfer_params": {"a": 1}}
+    private = {name: {"a": 1} for name in PRIVATE_MEMBERS} | {"priority": -9, "cache_salt": "x"}
     body = {"model": MODEL, "messages": MESSAGES, "temperature": 0.5, "metadata": {"k": [1, 2.5]}} | private
     assert post(gateway, body, x_request_id="theirs", cookie="a=b", accept_encoding="gzip").status_code == 200
     seen = engine.seen[-1]
@@ -61,6 +70,18 @@ def test_what_the_engine_gets(gateway: RunningGateway, engine: MockEngine) -> No
     assert not {"authorization", "cookie"} & set(headers)
     post(gateway, body)
     assert engine.seen[-1].body["cache_salt"] == salt  # of the tenant, not of the call
+
+
+def test_tenants_share_no_prefix_cache(gateway: RunningGateway, engine: MockEngine) -> None:
+    theirs = make_route(engine.url, endpoint_id="ep_2", org_id="org_2", project_id="prj_2")
+    gateway.directory.routes.append(theirs)
+    body = {"model": MODEL, "messages": MESSAGES}
+    for key in (PROJECT_KEY, OTHER_KEY, PROJECT_KEY):
+        httpx.post(
+            gateway.url + "/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}
+        ).raise_for_status()
+    first, second, third = (seen.body["cache_salt"] for seen in engine.seen)
+    assert first == third != second
 
 
 def test_an_attached_server_gets_its_own_key(
@@ -133,6 +154,31 @@ def test_several_choices_and_prompts(
     assert used == [(3, 6), (4, 8), (4, 4)]
 
 
+def test_running_counts_of_several_choices_are_summed(
+    gateway: RunningGateway, engine: MockEngine, client: openai.OpenAI
+) -> None:
+    """Each chunk counts its own choice only; a caller who leaves before the final count owes them all."""
+    engine.default = Behaviour(tokens=1000, chunk_delay=0.005)
+    received = [0, 0, 0]
+    with client.chat.completions.create(model=MODEL, messages=MESSAGES, n=3, stream=True) as stream:
+        for chunk in stream:
+            received[chunk.choices[0].index] += bool(chunk.choices[0].delta.content)
+            if received == [7, 7, 7]:
+                break
+    [event] = gateway.journal.wait_events(1)
+    assert engine.seen[0].ended.wait(5)
+    assert (event.status, event.usage_source, event.usage.input) == ("client_disconnect", "engine", 3)
+    assert 21 <= event.usage.output <= engine.seen[0].produced
+
+
+def test_a_comment_is_not_the_first_token(gateway: RunningGateway, engine: MockEngine) -> None:
+    engine.default = Behaviour(ping_delay=0.4)
+    text = post(gateway, {"model": MODEL, "messages": MESSAGES, "stream": True}).text
+    assert text.startswith("data: ")
+    [event] = gateway.journal.wait_events(1)
+    assert event.first_byte_ms - event.sent_ms >= 390
+
+
 def test_tool_calls_are_counted(gateway: RunningGateway, engine: MockEngine, client: openai.OpenAI) -> None:
     engine.default = Behaviour(tool_calls=True, finish_reason="tool_calls")
     list(client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True))
@@ -140,12 +186,13 @@ def test_tool_calls_are_counted(gateway: RunningGateway, engine: MockEngine, cli
     assert (event.usage.output, event.finish_reason) == (4, "tool_calls")
 
 
-def test_embeddings(gateway: RunningGateway, client: openai.OpenAI) -> None:
+def test_embeddings(gateway: RunningGateway, engine: MockEngine, client: openai.OpenAI) -> None:
     gateway.set_route(task="embedding")
     answer = client.embeddings.create(model=MODEL, input=["a b", "c"], encoding_format="float")
     assert len(answer.data) == 2
     [event] = gateway.journal.events
     assert (event.operation, event.usage, event.usage_source) == ("embeddings", Usage(input=3), "engine")
+    assert len(engine.seen[-1].body["cache_salt"]) == 32
     with pytest.raises(openai.NotFoundError, match="does embedding"):
         client.chat.completions.create(model=MODEL, messages=MESSAGES)
 

@@ -14,6 +14,7 @@ import pytest
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
 from access.admission.model import Balance, Budget, Limits, ScopePolicy
+from access.model import Principal
 from functions.gateway.gateway import GatewayDependencies
 from functions.gateway.limiter import Limiting
 from serving.model import Tariff
@@ -266,6 +267,48 @@ def test_a_crowd_never_overspends_a_budget(gateway: LimitedGateway, client: open
     assert set(statuses) <= {200, 402, 429} and statuses.count(200) > 10
     spent, held = gateway.use("budget_1")
     assert spent <= amount and held == 0 and highest <= amount
+
+
+def test_a_bound_that_the_engine_does_not_read_reserves_nothing_less(
+    gateway: LimitedGateway, client: openai.OpenAI
+) -> None:
+    gateway.set(org_budget(10**10))  # 2,500 tokens of output
+    prompt: dict[str, Any] = {"model": MODEL, "prompt": "Say hello."}
+    assert client.completions.create(**prompt, max_tokens=2000).choices
+    for more in ({"max_tokens": 5000}, {"max_tokens": 2000, "extra_body": {"best_of": 3}}):
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.completions.create(**prompt | {"extra_body": {"max_completion_tokens": 1}} | more)
+        assert caught.value.status_code in (402, 429)
+    with pytest.raises(openai.APIStatusError):
+        client.completions.create(**prompt, max_tokens=5000, extra_body={"max_completion_tokens": 1})
+    assert len(gateway.journal.events) == 1
+
+
+def test_what_is_taken_away_in_mid_stream_refuses_the_next_call(
+    gateway: LimitedGateway, engine: MockEngine, client: openai.OpenAI
+) -> None:
+    """The stated rule: the stream that was admitted goes on to its end and is billed."""
+    gateway.set(org_budget(10**13))
+    engine.default = Behaviour(tokens=100, chunk_delay=0.02)
+    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, max_tokens=200)
+    next(answer)
+    gateway.set(org_budget(0))
+    gateway.directory.add_key(PROJECT_KEY, "revoked")
+    gateway.directory.changed("key", "key_1")
+    gateway.wait_for_changes()
+    with pytest.raises(openai.AuthenticationError, match="revoked"):
+        chat(client)
+    assert not gateway.journal.events, "the stream still goes on"
+    assert len(list(answer)) == 100
+    [event] = gateway.journal.wait_events(1)
+    assert (event.status, event.usage.output) == ("completed", 100)
+    wait_until(lambda: gateway.use("budget_1")[0] > 0 and gateway.use("budget_1")[1] == 0)
+    gateway.directory.add_key(PROJECT_KEY, Principal("project", "key_1", "org_1", "prj_1"))
+    gateway.directory.changed("key", "key_1")
+    gateway.wait_for_changes()
+    with pytest.raises(openai.APIStatusError) as caught:
+        chat(client)
+    assert caught.value.code == "insufficient_quota"
 
 
 def test_balances_on_record_count_and_are_not_counted_twice(
