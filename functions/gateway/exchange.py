@@ -12,9 +12,12 @@ from typing import Any
 import msgspec
 
 from core.errors import FareboxError, Timeout, TooLarge
+from core.log import get_logger
 from functions.gateway.surfaces import OPENAI, Surface
 from wire.openai import render_error
 from wire.sse import WAITING_COMMENT
+
+_log = get_logger(__name__)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -208,6 +211,8 @@ class Exchange:
             ours.append((b"x-client-request-id", self.client_request_id))
         if ms_id := azure_client_id(self.headers.get(b"x-ms-client-request-id", b"")):
             ours.append((b"x-ms-client-request-id", ms_id))
+        if self.client_request_id or ms_id:
+            log_client_id(self.request_id, self.client_request_id or ms_id)
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *ours]})
 
     async def _discard_rest(self) -> None:
@@ -255,6 +260,14 @@ class Exchange:
 
 def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"The request body is larger than the {max_bytes} bytes accepted here.")
+
+
+def log_client_id(request_id: str, client_id: bytes) -> None:
+    """So that a call can be found by the id its caller gave it. `client_id` is capped and printable already."""
+    _log.info(
+        "a call with an id of its caller's",
+        extra={"request_id": request_id, "client_request_id": client_id.decode("ascii")},
+    )
 
 
 def azure_client_id(value: bytes) -> bytes:

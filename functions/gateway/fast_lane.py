@@ -17,6 +17,7 @@ from functions.gateway.exchange import (
     Header,
     encode_error,
     error_headers,
+    log_client_id,
     printable,
 )
 from functions.gateway.fast_call import FastCall
@@ -93,6 +94,8 @@ class FastLane:
             return False
         client_id = headers.get(b"x-client-request-id")
         caller.client_request_id = printable(client_id) if client_id else b""
+        if client_id:
+            log_client_id(record.request_id, caller.client_request_id)
         call = caller.call = FastCall(self, caller, record)
         self.served += 1
         call.begin(headers.get(b"traceparent"), headers.get(b"tracestate"))

@@ -59,6 +59,9 @@ def test_the_openapi_document(gateway: RunningGateway) -> None:
 
 @pytest.mark.parametrize(("method", "path", "status"), [
     ("GET", "/v1/chat/completions", 405),
+    ("HEAD", "/v1/chat/completions", 405),
+    ("OPTIONS", "/v1/chat/completions", 405),
+    ("OPTIONS", "/v1/models", 405),
     ("DELETE", f"/endpoints/{ENDPOINT}/v1/embeddings", 405),
     ("GET", "/v1/nothing", 404),
     ("POST", "/v1/chat/completions/", 404),

@@ -153,11 +153,19 @@ def test_too_many_headers(gateway: RunningGateway) -> None:
     assert httpx.post(gateway.url + "/v1/chat/completions", json=CALL, headers=headers).status_code == 431
 
 
-def test_client_ids_are_echoed_capped_and_never_used(gateway: RunningGateway) -> None:
+def test_client_ids_are_echoed_capped_logged_and_never_used(
+    gateway: RunningGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     headers = AUTH | {"x-client-request-id": "abc" * 100, "x-request-id": "mine"}
     response = httpx.post(gateway.url + "/v1/chat/completions", json=CALL, headers=headers)
     assert response.headers["x-client-request-id"] == ("abc" * 100)[:128]
-    assert response.headers["x-request-id"] == gateway.journal.events[0].request_id != "mine"
+    request_id = response.headers["x-request-id"]
+    assert request_id == gateway.journal.events[0].request_id != "mine"
+    [logged] = [record for record in caplog.records if hasattr(record, "client_request_id")]
+    assert (logged.client_request_id, logged.request_id) == (("abc" * 100)[:128], request_id)
+    assert post(gateway, CALL).status_code == 200
+    assert len([record for record in caplog.records if hasattr(record, "client_request_id")]) == 1
 
 
 # -- engines that fail --
@@ -215,6 +223,23 @@ def test_a_stream_that_breaks(
     assert (event.status, event.usage, event.usage_source) == ("error", Usage(input=3, output=2), "engine")
     with pytest.raises(openai.APIError):
         list(client.chat.completions.create(**STREAM))
+
+
+def test_a_stream_without_its_done(gateway: RunningGateway, engine: MockEngine) -> None:
+    """With the final count it is whole; with neither it broke off, and is flagged, not billed as if it had ended."""
+    engine.script.append(Behaviour(done=False))
+    assert post(gateway, STREAM).text.endswith("data: [DONE]\n\n")
+    gateway.set_route(continuous_usage=False)
+    engine.script.append(Behaviour(done=False, usage="missing", continuous=False))
+    text = post(gateway, STREAM).text
+    assert "[DONE]" not in text and last_frame(text)["error"]["code"] == "upstream_error"
+    whole, broken = gateway.journal.wait_events(2)
+    assert (whole.status, whole.usage_source, whole.usage) == (
+        "completed",
+        "engine",
+        Usage(input=3, output=4),
+    )
+    assert (broken.status, broken.usage_source) == ("error", "estimated")
 
 
 @pytest.mark.parametrize("behaviour", [
