@@ -56,9 +56,9 @@ bench: $(DEV_STAMP) ## Measure the gateway beside Envoy, nginx and LiteLLM (see 
 	$(BIN)/python -m bench $(ARGS)
 
 lock: ## Resolve the lock files anew (needs uv)
-	uv pip compile --universal --python-version 3.11 --quiet --extra demo --extra postgres --extra redis --extra tokenizers \
+	uv pip compile --universal --python-version 3.11 --quiet --extra demo --extra postgres --extra redis --extra stripe --extra tokenizers \
 	  --no-emit-package farebox --no-emit-package farebox-platform pyproject.toml -o requirements.lock
-	uv pip compile --universal --python-version 3.11 --quiet --extra demo --extra postgres --extra redis --extra tokenizers --group dev \
+	uv pip compile --universal --python-version 3.11 --quiet --extra demo --extra postgres --extra redis --extra stripe --extra tokenizers --group dev \
 	  --constraint requirements.lock \
 	  --no-emit-package farebox --no-emit-package farebox-platform pyproject.toml -o requirements-dev.lock
 

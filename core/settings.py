@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from core.errors import Invalid
@@ -56,8 +56,12 @@ class Settings:
     invoice_issuer_email: str = ""
     invoice_issuer_tax_id: str = ""
     invoice_font: str = ""  # a TrueType or OpenType file for characters that the PDF's own font lacks
+    stripe_api_key: str = field(default="", repr=False)  # secret; empty: no payment provider
+    stripe_webhook_secret: str = field(
+        default="", repr=False
+    )  # secret; empty: webhooks of Stripe are refused
+    stripe_api_base: str = ""  # empty: Stripe's own address; for tests
     drain_grace_s: int = 30  # SIGTERM: streams in flight get this long
-    restart_pause_s: int = 5  # at most, before a gateway that ends again and again is started once more
 
     @property
     def sql_url(self) -> str:
@@ -106,18 +110,21 @@ def default_home(environ: Mapping[str, str]) -> Path:
 def load_settings(environ: Mapping[str, str], **overrides: object) -> Settings:
     """Settings from `FAREBOX_<FIELD>` variables; `overrides` (command-line options) win. Invalid names the variable."""
     values: dict[str, object] = {"home": default_home(environ)}
-    for field in fields(Settings):
-        variable = f"FAREBOX_{field.name.upper()}"
+    for each in fields(Settings):
+        variable = f"FAREBOX_{each.name.upper()}"
         text = environ.get(variable)
-        if field.name != "home" and text is not None:
-            values[field.name] = _convert(variable, text, field.type)
+        if each.name != "home" and text is not None:
+            values[each.name] = _convert(variable, text, each.type)
     values |= {name: value for name, value in overrides.items() if value is not None}
     return Settings(**values)  # type: ignore[arg-type]  # names and types were checked just above
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:
-    """The variables that make `load_settings` in a child process give these same settings."""
-    return {f"FAREBOX_{field.name.upper()}": str(getattr(settings, field.name)) for field in fields(Settings)}
+    """The variables that make `load_settings` in a child process give these same settings, but for secrets."""
+    return {
+        f"FAREBOX_{each.name.upper()}": str(getattr(settings, each.name)) if each.repr else ""
+        for each in fields(Settings)
+    }
 
 
 def _convert(variable: str, text: str, kind: object) -> object:

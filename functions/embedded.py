@@ -121,7 +121,6 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         os.environ | settings_environment(settings),
         listener,
         grace_s=settings.drain_grace_s + 5,
-        longest_pause_s=settings.restart_pause_s,
     )
     with open_control(settings) as control:
         _announce(settings)
@@ -139,6 +138,7 @@ async def _run_until(stopping: asyncio.Event, control: Control, gateway: ChildPr
             ("minute tick", control.tick.run()),
             ("invoicer", control.invoicer.run()),
             ("webhook sender", control.webhooks.run()),
+            ("payments", control.payments.run()),
             ("runtime", control.runtime.run()),
             ("reconciliation", control.reconciliation.run()),
             ("engine counters", control.runtime.counters.run()),

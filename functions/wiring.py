@@ -10,17 +10,21 @@ from billing.close import close_and_post
 from billing.invoicing.issue import Issuer
 from billing.invoicing.model import Party
 from billing.invoicing.run import run_invoicer
+from billing.payments.context import Payments
+from billing.payments.store import provider_amount
 from catalog import price_book
 from catalog.builtin import builtin_files, sync_builtin
 from core.changes import forget_changes, last_seq
 from core.clock import Clock, SystemClock, minute_floor
 from core.database import Database, open_database
+from core.errors import Unavailable
 from core.settings import Settings
 from functions.budgets import BudgetKeeper
 from functions.console.dependencies import ConsoleDependencies
 from functions.invoicer.handler import Invoicer
 from functions.meter_sink.handler import MeterSink
 from functions.minute_tick.handler import MinuteTick
+from functions.payments.handler import PaymentWorker
 from functions.reconcile import Reconciler
 from functions.reconcile_hourly import HourlyReconciliation
 from functions.tokens import TokenCounter, token_counter
@@ -50,6 +54,7 @@ class Control:
     runtime: LocalRuntime
     reconciliation: HourlyReconciliation
     console: ConsoleDependencies
+    payments: PaymentWorker
     tokens: TokenCounter
 
 
@@ -97,13 +102,44 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
         catch_up=catch_up,
         keeper=keeper,
         issuer=issuer,
+        payments=open_payments(settings, clock, db),
     )
-    reconciliation = HourlyReconciliation(Reconciler(db, clock, catch_up))
+    reconciliation = HourlyReconciliation(Reconciler(db, clock, catch_up, provider_amount))
     tokens = token_counter(settings, db)
     webhooks = WebhookSender(db, clock, sealer, allow_private=settings.webhook_allow_private > 0)
     return Control(
-        settings, clock, db, sink, tick, invoicer, webhooks, runtime, reconciliation, console, tokens
+        settings,
+        clock,
+        db,
+        sink,
+        tick,
+        invoicer,
+        webhooks,
+        runtime,
+        reconciliation,
+        console,
+        PaymentWorker(console.payments),
+        tokens,
     )
+
+
+def open_payments(settings: Settings, clock: Clock, db: Database) -> Payments | None:
+    """The payment provider; None without a key. Unavailable when there is a key and no library for it."""
+    if not settings.stripe_api_key:
+        return None
+    try:
+        from billing.stripe_payments import StripePayments
+    except ImportError:
+        raise Unavailable(
+            "FAREBOX_STRIPE_API_KEY is set, but Stripe's library is not installed: "
+            "pip install 'farebox-platform[stripe]'"
+        ) from None
+    provider = StripePayments(
+        settings.stripe_api_key,
+        api_base=settings.stripe_api_base,
+        webhook_secret=settings.stripe_webhook_secret,
+    )
+    return Payments(db, clock, provider)
 
 
 def issuer_of(settings: Settings) -> Issuer:

@@ -1,6 +1,7 @@
 """Imports every package's tables, so that `core.database.metadata` is whole."""
 
 import access.tables
+import billing.payments.tables
 import billing.tables
 import catalog.tables
 import core.audit
@@ -12,6 +13,7 @@ from core.database import metadata
 
 TABLES = (
     access.tables,
+    billing.payments.tables,
     billing.tables,
     catalog.tables,
     core.audit,

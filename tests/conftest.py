@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from sqlalchemy import create_engine, text
 
 import access.tables
+import billing.payments.tables
 import billing.tables
 import catalog.tables
 import core.audit
@@ -27,6 +28,7 @@ from tests.workers import Workers
 
 TABLES = (
     access.tables,
+    billing.payments.tables,
     billing.tables,
     catalog.tables,
     core.audit,

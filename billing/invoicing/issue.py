@@ -34,6 +34,7 @@ from billing.invoicing.store import (
     replace_draft,
 )
 from billing.model import Line, PriceBook
+from billing.payments import outbox
 from billing.preview import closed_lines
 from billing.tables import invoice_numbers
 from core.clock import iso, minute_floor, month_bounds
@@ -190,6 +191,7 @@ def finalize(conn: Connection, issuer: Issuer, invoice_id: str, now_ms: int) -> 
         made = replace(made, state="paid", paid_ms=now_ms)
     replace_draft(conn, made, rows)
     _announce(conn, made, now_ms)
+    outbox.invoice_finalized(conn, made, profile.provider, now_ms)
     return made
 
 

@@ -12,6 +12,7 @@ from billing.invoicing.model import CreditNote, Invoice, check_state
 from billing.invoicing.notes_store import insert_note, notes_of
 from billing.invoicing.settle import outstanding_cents
 from billing.invoicing.store import lines_of, next_number, set_state
+from billing.payments import outbox
 from billing.tables import credit_note_numbers
 from core.clock import minute_floor
 from core.errors import Invalid
@@ -61,6 +62,7 @@ def make_note(
     )
     insert_note(conn, note)
     _post(conn, invoice, note, now_ms)
+    outbox.note_made(conn, note, now_ms)
     return note
 
 

@@ -11,6 +11,7 @@ from billing.invoicing.issue import lock_invoice
 from billing.invoicing.model import Invoice, check_state
 from billing.invoicing.notes_store import notes_of, off_due_cents
 from billing.invoicing.store import find_invoice, period_invoices, set_provider_id, set_state
+from billing.payments import outbox
 from billing.tables import billing_profiles, invoices, ledger_postings
 from core.clock import minute_floor
 from core.errors import Conflict, Invalid
@@ -53,6 +54,7 @@ def record_payment(
     if entry.postings:
         store.insert_transactions(conn, [entry], now_ms)
     set_state(conn, found, "paid", paid_ms=now_ms, payment_reference=reference)
+    outbox.invoice_changed(conn, found, "paid", now_ms)
     return find_invoice(conn, found.id)
 
 
@@ -74,6 +76,7 @@ def void_invoice(conn: Connection, invoice_id: str, now_ms: int) -> Invoice:
     others = period_invoices(conn, found.org_id, found.start_ms, found.end_ms)
     voided_ms = max(now_ms, *(each.voided_ms + 1 for each in others))
     set_state(conn, found, "void", voided_ms=voided_ms)
+    outbox.invoice_changed(conn, found, "void", now_ms)
     return replace(found, state="void", voided_ms=voided_ms)
 
 

@@ -15,7 +15,7 @@ from billing.period import percent
 from core.clock import iso
 from core.errors import Invalid
 from core.money import format_pico, parse_usd
-from functions.console.dependencies import Deps
+from functions.console.dependencies import ConsoleDependencies, Deps
 from functions.console.invoice_actions import cents_of
 from functions.console.periods import month
 from functions.console.routing import console_router
@@ -141,8 +141,18 @@ def change_profile(organization: str, body: ProfileChange, deps: Deps) -> Profil
             wanted["threshold_pico"] = cents_of(threshold, "threshold_usd") * 10**10
         values = {name: getattr(now, name) for name in Profile.__slots__} | wanted
         changed = Profile(**values | {"updated_ms": deps.clock.now_ms()})
+        check_provider(deps, changed.provider)
         put_profile(connection, changed)
         return _profile(changed, found.name)
+
+
+def check_provider(deps: ConsoleDependencies, provider: str) -> None:
+    """Invalid for a payment provider that is not configured."""
+    if provider and deps.payments is None:
+        raise Invalid(
+            f"provider: {provider} needs a Stripe key: set FAREBOX_STRIPE_API_KEY for the platform and start it again",
+            param="provider",
+        )
 
 
 def _basis_points(text: str) -> int:

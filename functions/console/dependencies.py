@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from access.model import Principal
 from access.sealer import Sealer
 from billing.invoicing.issue import Issuer
+from billing.payments.context import Payments
 from catalog import price_book
 from core.clock import Clock
 from core.database import Database
@@ -45,6 +46,7 @@ class ConsoleDependencies:
     keeper: BudgetKeeper = field(default_factory=lambda: BudgetKeeper(price_book))
     issuer: Issuer = field(default_factory=lambda: Issuer(price_book))
     held: HeldReports = field(default_factory=HeldReports)
+    payments: Payments | None = None  # None: no payment provider is configured
 
     @property
     def intake(self) -> EventIntake:

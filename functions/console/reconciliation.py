@@ -8,6 +8,7 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from access.store import find_organization
+from billing.payments.store import provider_amount
 from core.clock import iso
 from core.errors import Invalid, Unavailable
 from functions.console.dependencies import ConsoleDependencies, Deps
@@ -160,7 +161,7 @@ def _reconcile(
     if organization is not None:
         with deps.db.read() as connection:
             org_id = find_organization(connection, organization).id
-    report = Reconciler(deps.db, deps.clock, deps.catch_up).report(start_ms, end_ms, org_id)
+    report = Reconciler(deps.db, deps.clock, deps.catch_up, provider_amount).report(start_ms, end_ms, org_id)
     with deps.db.read() as connection:
         hourly = [
             HourlyRunOut(

@@ -41,7 +41,9 @@ def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     the platform's packages before the engine's.
     """
     dropped = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER"}
-    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    # FAREBOX_STRIPE_...: secrets of the platform.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("FAREBOX_STRIPE_")}
+    kept = {name: value for name, value in ours.items() if name not in dropped}
     return kept | {"PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1"} | (extra or {})
 
 

@@ -1,0 +1,1 @@
+"""The worker that does what the outbox to the payment provider holds."""
