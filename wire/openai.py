@@ -32,9 +32,10 @@ MAX_MODEL_NAME = 256
 MAX_CHOICES = 128  # OpenAI's own bound on n
 
 # Members by which a caller could reach into the engine: its queue, its ids, other tenants' cache, its peers, its
-# plug-ins. vLLM's (`vllm_xargs` reaches those that take `kv_transfer_params`), then SGLang's.
+# plug-ins, its tensors. vLLM's (`vllm_xargs` reaches what takes `kv_transfer_params`), then SGLang's.
 PRIVATE_MEMBERS = (
     *("priority", "request_id", "cache_salt", "kv_transfer_params", "ec_transfer_params", "vllm_xargs"),
+    "prompt_embeds",
     *("rid", "extra_key", "session_params", "custom_params"),
     *("bootstrap_host", "bootstrap_port", "bootstrap_room", "data_parallel_rank", "routed_dp_rank"),
 )

@@ -7,10 +7,11 @@ Two figures of the input, because they answer two questions:
   is corrected when the engine has counted.
 - money: a token per byte, which no tokenizer with byte fallback can exceed, so that no hard budget is overdrawn.
 
-Both end at the context length, which the engine enforces, and start there when the body holds or points to
-pictures, sound or documents: their tokens do not show in its size.
+Both end at the context length, which the engine enforces, and start there when the tokens do not show in the body's
+size: it holds or points to pictures, sound or documents, or brings a chat template of its own.
 """
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -38,6 +39,11 @@ _MEDIA = (
     b'"input_file"',
     b'"file"',
 )
+# A letter of a mark written as \u0061, which engines read as the letter. No encoder does so without a reason.
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
+# Of a pair both sides: the shorter one is put before each of the other's texts.
+_PAIRS: frozenset[Operation] = frozenset({"rerank", "score"})
+_SIDES = (("query", "queries", "text_1", "data_1"), ("documents", "items", "text_2", "data_2"))
 _items = msgspec.json.Decoder(list[Raw])
 
 
@@ -61,14 +67,16 @@ def worst_case(
     if operation == "audio.transcriptions":
         seconds = len(body) // LEAST_AUDIO_BYTES_PER_S + 1
         return WorstCase(0, _audio_cost(seconds, route, at_ms) if priced else 0)
-    prompts = prompt_count(operation, request)
+    prompts, size = prompt_count(operation, request), len(body)
+    if operation in _PAIRS:
+        prompts, size = _pairs(request, size)
     context = route.context_length
     room = context * prompts if context else 1 << 40  # of all prompts together
-    if _has_media(body):
-        given = bound = room if context else len(body)
+    if _has_media(body) or "chat_template" in request.members:
+        given = bound = room if context else size
     else:
-        given = min(len(body) // BYTES_PER_TOKEN + TEMPLATE_TOKENS * prompts, room)
-        bound = min(len(body) + TEMPLATE_TOKENS_AT_MOST * prompts, room)
+        given = min(size // BYTES_PER_TOKEN + TEMPLATE_TOKENS * prompts, room)
+        bound = min(size + TEMPLATE_TOKENS_AT_MOST * prompts, room)
     each_prompt = request.choices if request.choices >= request.best_of else request.best_of
     answers = each_prompt * prompts
     output = 0
@@ -128,7 +136,27 @@ def prompt_count(operation: Operation, request: ModelRequest) -> int:
     return len(items) if items and bytes(items[0])[:1] in (b'"', b"[") else 1
 
 
+def _pairs(request: ModelRequest, size: int) -> tuple[int, int]:
+    """How many pairs a call holds, and the bytes of all of them: what is not in a list is in each one."""
+    pairs, once = 1, 0
+    for names in _SIDES:
+        for name in names:
+            raw = request.members.get(name)
+            if raw is None or bytes(raw)[:1] != b"[":
+                continue
+            try:
+                items = len(_items.decode(raw))
+            except msgspec.DecodeError:
+                continue  # the engine will refuse it
+            if items > 1:
+                pairs = max(pairs, items)
+                once += len(bytes(raw))
+    return pairs, once + pairs * (size - once)
+
+
 def _has_media(body: bytes) -> bool:
+    if b"\\u00" in body and _ESCAPED_LETTER.search(body):
+        return True  # perhaps: none that hides its name is to be cheaper
     # Media come in a list within a list (the messages), or as a URL; nearly all bodies end here, at one scan.
     if body.find(b"[", body.find(b"[") + 1) < 0 and b'_url"' not in body:
         return False

@@ -89,6 +89,38 @@ def test_pictures_and_sound_reserve_the_whole_context(part: Any) -> None:
     assert worst(messages=message('the word "image" quoted'), max_tokens=10)[0] < 200
 
 
+@pytest.mark.parametrize("hidden", [rb'"im\u0061ge_url"', rb'"image\u005furl"'])
+def test_a_mark_in_disguise_is_a_mark(hidden: bytes) -> None:
+    content = rb'[{"type":%b,%b:{"url":"https://example.com/cat.png"}}]' % (hidden, hidden)
+    raw = rb'{"model":"m","max_tokens":10,"messages":[{"role":"user","content":%b}]}' % content
+    assert worst_case("chat.completions", parse_request(raw), route(), raw, NOW).cost_pico == 8192 * 10 + 1000
+    ordinary = rb'{"model":"m","max_tokens":10,"messages":[{"role":"user","content":["\u00e9\u003c\u0026"]}]}'
+    assert worst_case("chat.completions", parse_request(ordinary), route(), ordinary, NOW).tokens < 200
+
+
+def test_a_chat_template_of_the_callers_can_make_anything_of_little() -> None:
+    looped = "{% for i in range(9999) %}word {% endfor %}"
+    assert worst(messages=message("Hi"), max_tokens=10, chat_template=looped)[1] == 8192 * 10 + 10 * 100
+
+
+@pytest.mark.parametrize(
+    ("operation", "one", "many"),
+    [("rerank", "query", "documents"), ("score", "text_1", "text_2"), ("score", "items", "queries")],
+)
+def test_the_one_side_of_pairs_is_read_with_each_of_the_other(
+    operation: Operation, one: str, many: str
+) -> None:
+    query, texts = "7" * 500, ["7" * 20] * 100
+    tokens, cost = worst(operation, **{one: query, many: texts})
+    assert cost is not None and cost >= 100 * (500 + 20) * 10
+    assert tokens > 100 * 520 // 3
+    assert cost < 100 * (500 + 20 + 512 + 100) * 10  # and not absurd
+    both_lists = worst(operation, **{one: ["7" * 500] * 100, many: texts})
+    assert cost * 0.9 < both_lists[1] < cost * 1.1  # type: ignore[operator]  # a pair each
+    context = worst(operation, of=route(context_length=600), **{one: query, many: texts})
+    assert context[1] == 100 * 600 * 10
+
+
 def test_a_list_of_prompts_is_several_calls() -> None:
     one = worst("completions", prompt="Hi", max_tokens=100)
     three = worst("completions", prompt=["Hi", "Hi", "Hi"], max_tokens=100)
