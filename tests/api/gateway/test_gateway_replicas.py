@@ -66,13 +66,13 @@ class Load:
 def test_the_quick_server_gets_more_calls(
     pair: RunningGateway, engine: MockEngine, second: MockEngine
 ) -> None:
-    engine.default = Behaviour(first_delay=0.5)
+    engine.default = Behaviour(first_delay=1.0)
     second.default = Behaviour(first_delay=0.01)
     load = Load(pair, 6)
-    time.sleep(2)
+    wait_until(lambda: len(load.statuses) >= 60, 30)
     load.stop()
     assert len(engine.seen) >= 3
-    assert len(second.seen) > 3 * len(engine.seen)
+    assert len(second.seen) > 2 * len(engine.seen)
 
 
 def test_equal_servers_get_equally_many(pair: RunningGateway, engine: MockEngine, second: MockEngine) -> None:
@@ -87,7 +87,7 @@ def test_a_server_that_refuses_is_left_alone_and_comes_back(
     monkeypatch.setattr(balancing, "EJECTED_FIRST_S", 0.4)
     second.stop()
     load = Load(pair, 4)
-    wait_until(lambda: len(load.statuses) > 200, 20)
+    wait_until(lambda: len(load.statuses) > 200, 60)
     failed = [event for event in pair.journal.events if event.status == "error"]
     # Three (and those that were on their way) before it is ejected, one for each trial since.
     assert 3 <= len(failed) <= 20
@@ -97,7 +97,7 @@ def test_a_server_that_refuses_is_left_alone_and_comes_back(
     assert 'farebox_gateway_replicas{deployment="dep_1",state="ejected"} 1' in text
     second.start()
     second.seen.clear()
-    wait_until(lambda: len(second.seen) > 30, 10)
+    wait_until(lambda: len(second.seen) > 30, 30)
     load.stop()
     text = httpx.get(pair.url + "/metrics").text
     assert 'farebox_gateway_replicas{deployment="dep_1",state="ejected"} 0' in text
@@ -194,7 +194,7 @@ def test_a_server_leaves_under_load_without_one_failed_call(
 ) -> None:
     engine.default = second.default = Behaviour(tokens=5, chunk_delay=0.02)
     load = Load(pair, 8)
-    second.wait_seen(10)
+    second.wait_seen(10, 30)
     with httpx.stream(
         "POST", pair.url + "/v1/chat/completions", json=CALL | {"stream": True, "user": "long"}, headers=AUTH
     ) as long:
