@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -40,9 +41,17 @@ from wire.cloudevents import encode_event
 TARGETS = {"sqlite": 20_000, "postgresql": 10_000}  # events per second on one core
 START_MS = 1_766_664_000_000
 KEYS, ENDPOINTS, MODELS, ORGS = 1000, 50, 10, 10
-EVENTS_PER_S = 2_000  # of the time in which the events happen: 120,000 a minute
 LATENESS_MS = MINUTE_MS
-CHUNK = 50_000  # events written ahead, then taken in
+WINDOW = 1_000_000  # events at either end that are told
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many events, how many of them are written ahead at once, and how many happen in a second of their own time."""
+
+    events: int
+    chunk: int = 50_000
+    events_per_s: int = 2_000  # 120,000 a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,7 @@ class Part:
     events: int
     sink: "Spent"
     close: "Spent"
+    closed_minutes: int
     resident_mb: float
 
 
@@ -89,15 +99,16 @@ class _Watch:
 class Gateway:
     """Writes what a busy gateway leaves behind, without its waiting for the disk."""
 
-    def __init__(self, directory: Path, seed: int = 1) -> None:
+    def __init__(self, directory: Path, events_per_s: int, seed: int = 1) -> None:
         self._directory = directory
+        self._events_per_s = events_per_s
         self._random = random.Random(seed)
         self._segment = 0
         self.written = 0
 
     def at_ms(self, number: int) -> int:
         """When event `number` ended."""
-        return START_MS + number * 1000 // EVENTS_PER_S
+        return START_MS + number * 1000 // self._events_per_s
 
     def write(self, events: int) -> None:
         """One chunk of events, in segments of the usual size."""
@@ -162,27 +173,27 @@ class Gateway:
         )
 
 
-def run(url: str, folder: Path, events: int, server_pid: int = 0) -> list[Part]:
-    """Take in and close `events` events in a database at `url` that is empty; one part per chunk."""
+def run(url: str, folder: Path, plan: Plan, server_pid: int = 0) -> list[Part]:
+    """Take in and close the events in a database at `url` that is empty; one part per chunk."""
     clock = ManualClock(START_MS)
     db = open_database(url)
     try:
         migrate(db)
         _add_models(db)
-        gateway = Gateway(folder)
+        gateway = Gateway(folder, plan.events_per_s)
         relay = Relay(folder, db, clock, on_usage=BudgetKeeper(price_book).charge_usage)
-        return list(_parts(db, clock, gateway, relay, events, server_pid))
+        return list(_parts(db, clock, gateway, relay, plan, server_pid))
     finally:
         db.close()
 
 
 def _parts(
-    db: Database, clock: ManualClock, gateway: Gateway, relay: Relay, events: int, server_pid: int
+    db: Database, clock: ManualClock, gateway: Gateway, relay: Relay, plan: Plan, server_pid: int
 ) -> Iterator[Part]:
     closed_until = START_MS
-    while gateway.written < events:
-        first = gateway.written + 1
-        gateway.write(min(CHUNK, events - gateway.written))
+    while gateway.written < plan.events:
+        first, closed = gateway.written + 1, 0
+        gateway.write(min(plan.chunk, plan.events - gateway.written))
         clock.advance(gateway.at_ms(gateway.written) - clock.now_ms())
         with _Watch(server_pid) as sink:
             taken = relay.catch_up()
@@ -190,8 +201,9 @@ def _parts(
         with _Watch(server_pid) as close:
             if clock.now_ms() >= closed_until + MINUTE_MS:
                 closed_until = minute_floor(clock.now_ms())
-                close_and_post(db, price_book, clock.now_ms(), LATENESS_MS)
-        part = Part(first, taken, sink.spent, close.spent, psutil.Process().memory_info().rss / 1e6)
+                closed = close_and_post(db, price_book, clock.now_ms(), LATENESS_MS)
+        resident_mb = psutil.Process().memory_info().rss / 1e6
+        part = Part(first, taken, sink.spent, close.spent, closed, resident_mb)
         sys.stderr.write(
             f"\rsink: {gateway.written:,} events, {part.events / part.sink.wall_s:,.0f} events/s, "
             f"{part.resident_mb:.0f} MB  "
@@ -224,7 +236,7 @@ class Window:
         events = sum(part.events for part in parts)
         sink = sum((part.sink for part in parts), Spent(0, 0))
         both = sum((part.close for part in parts), sink)
-        rates = [events / spent for spent in (sink.wall_s, sink.cpu_s, both.wall_s, both.cpu_s)]
+        rates = [events / max(spent, 0.001) for spent in (sink.wall_s, sink.cpu_s, both.wall_s, both.cpu_s)]
         return cls(parts[0].first, parts[-1].first + parts[-1].events - 1, *map(round, rates))
 
 
@@ -236,11 +248,13 @@ class Result:
     events: int
     first: Window
     last: Window
+    closed_minutes: int  # of a key at an endpoint
     resident_growth_mb: int  # of this process, from the first part's end to the last's
     database_gb: float
     load_before: float
     load_after: float
-    met: bool
+    met: bool  # by the clock
+    met_alone: bool  # per CPU second
 
 
 @contextlib.contextmanager
@@ -267,7 +281,7 @@ def _database(name: str, folder: Path) -> Iterator[tuple[str, int]]:
         server.cleanup()
 
 
-def measure(name: str, events: int, folder: Path) -> Result:
+def measure(name: str, plan: Plan, folder: Path) -> Result:
     """One run in a folder of its own below `folder`, which is deleted at the end."""
     home = Path(tempfile.mkdtemp(prefix="farebox-sink-", dir=folder))
     journal = home / "journal"
@@ -275,22 +289,24 @@ def measure(name: str, events: int, folder: Path) -> Result:
     load_before = machine.load_average()
     try:
         with _database(name, home) as (url, server_pid):
-            parts = run(url, journal, events, server_pid)
+            parts = run(url, journal, plan, server_pid)
         used = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
     finally:
         shutil.rmtree(home, ignore_errors=True)
-    wide = max(1, min(len(parts) // 2, 1_000_000 // CHUNK))
+    wide = max(1, min(len(parts) // 2, WINDOW // plan.chunk))
     first, last = Window.of(parts[:wide]), Window.of(parts[-wide:])
     return Result(
         database=name,
-        events=events,
+        events=plan.events,
         first=first,
         last=last,
+        closed_minutes=sum(part.closed_minutes for part in parts),
         resident_growth_mb=round(parts[-1].resident_mb - parts[0].resident_mb),
         database_gb=round(used / 1e9, 2),
         load_before=load_before,
         load_after=machine.load_average(),
         met=min(first.sink_per_s, last.sink_per_s) >= TARGETS[name],
+        met_alone=min(first.sink_per_cpu_s, last.sink_per_cpu_s) >= TARGETS[name],
     )
 
 
@@ -305,8 +321,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{free_gb:.0f} GB are free (--folder takes another place)\n"
         )
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was made is deleted then too
     os.sched_setaffinity(0, {machine.PROXY_CORE})  # inherited by a server that is started below
-    results = [measure(name, chosen.events, chosen.folder) for name in chosen.databases]
+    results = [measure(name, Plan(chosen.events), chosen.folder) for name in chosen.databases]
     if chosen.output == "json":
         found = {"machine": machine.describe(), "results": [asdict(result) for result in results]}
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
@@ -330,8 +347,9 @@ def _print(results: Sequence[Result]) -> None:
                 f"({window.sink_per_cpu_s:,} per CPU second), with closing and posting {window.all_per_s:,}/s "
                 f"({window.all_per_cpu_s:,} per CPU second)\n"
             )
-        verdict = "met" if result.met else "NOT met"
-        write(f"  target: {TARGETS[result.database]:,}/s at both ends: {verdict}\n")
+        by_clock, alone = ("met" if met else "NOT met" for met in (result.met, result.met_alone))
+        target = f"{TARGETS[result.database]:,}/s at both ends"
+        write(f"  target: {target}: {by_clock} by the clock, {alone} per CPU second\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import report, toolchain
+from bench import report, sink, toolchain
 from bench.figures import Check, Samples, Spread, checks, spread
 from bench.load import parse_load
 from bench.populate import Population
@@ -231,3 +231,19 @@ def test_numbers_show_their_range_only_where_there_is_one() -> None:
     assert report._number(Spread(1234.5, 1234.5, 1234.5), 1) == "1,234.5"
     assert report._number(Spread(2.0, 1.0, 3.0), 2) == "2.00 (1.00–3.00)"
     assert report._number(None, 2) == ""
+
+
+def test_the_sinks_bench_takes_in_and_closes_what_it_wrote(tmp_path: Path) -> None:
+    found = sink.measure("sqlite", sink.Plan(3000, chunk=1000, events_per_s=10), tmp_path)
+    assert (found.first.first, found.first.last) == (1, 1000)
+    assert (found.last.first, found.last.last) == (2001, 3000)
+    assert found.closed_minutes > 100, "five minutes of a thousand keys"
+    assert found.last.sink_per_s > found.last.all_per_s > 0
+    assert list(tmp_path.iterdir()) == [], "everything is deleted"
+
+
+def test_the_sinks_bench_refuses_what_it_cannot_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sink.main(["--events", "1_000_000_000_000"]) == 1
+    assert "--folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        sink.main(["--databases", "oracle"])
