@@ -62,6 +62,7 @@ class Settings:
     )  # secret; empty: webhooks of Stripe are refused
     stripe_api_base: str = ""  # empty: Stripe's own address; for tests
     drain_grace_s: int = 30  # SIGTERM: streams in flight get this long
+    restart_pause_s: int = 5  # at most, before a gateway that ends again and again is started once more
 
     @property
     def sql_url(self) -> str:

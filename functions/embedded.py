@@ -121,6 +121,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         os.environ | settings_environment(settings),
         listener,
         grace_s=settings.drain_grace_s + 5,
+        longest_pause_s=settings.restart_pause_s,
     )
     with open_control(settings) as control:
         _announce(settings)

@@ -25,9 +25,15 @@ class ChildProcess:
     """Supervises `python -m MODULE` until `stop`."""
 
     def __init__(
-        self, module: str, environ: Mapping[str, str], listener: socket.socket, grace_s: float
+        self,
+        module: str,
+        environ: Mapping[str, str],
+        listener: socket.socket,
+        grace_s: float,
+        longest_pause_s: float = _BACKOFF_S[-1],
     ) -> None:
         self._module, self._environ, self._listener, self._grace_s = module, dict(environ), listener, grace_s
+        self._longest_pause_s = longest_pause_s
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
 
@@ -50,7 +56,8 @@ class ChildProcess:
                     return
                 quick_deaths = quick_deaths + 1 if time.monotonic() - started < _STEADY_AFTER_S else 0
                 _log.error("%s ended unasked, starting it again", self._module, extra={"exit_status": status})
-                await asyncio.sleep(_BACKOFF_S[min(quick_deaths, len(_BACKOFF_S) - 1)])
+                pause_s = _BACKOFF_S[min(quick_deaths, len(_BACKOFF_S) - 1)]
+                await asyncio.sleep(min(pause_s, self._longest_pause_s))
         finally:
             os.close(read_end)
             os.close(write_end)

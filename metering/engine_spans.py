@@ -106,13 +106,10 @@ def _span(
     problem: str,
 ) -> EngineSpan:
     counted, requests = _total(processes, start.at_ms, end.at_ms)
-    near, windows = ZERO, []
-    for restart in restarts:
-        if start.at_ms <= restart <= end.at_ms:
-            low = max(start.at_ms, _tick_before(processes, restart))
-            high = min(end.at_ms, restart + _BETWEEN_READINGS_MS)
-            windows.append((low, high))
-            near = _plus(near, _total(processes, low, high)[0])
+    near = ZERO
+    windows = _near(processes, start, end, restarts)
+    for low, high in windows:
+        near = _plus(near, _total(processes, low, high)[0])
     covered = []
     for process in processes:
         low = max(process.since_ms, start.read_ms)
@@ -132,6 +129,23 @@ def _span(
         restarts=tuple(windows),
         problem=problem,
     )
+
+
+def _near(
+    processes: Sequence[_Process], start: Edge, end: Edge, restarts: Sequence[int]
+) -> list[tuple[int, int]]:
+    """The times about gateways' starts. They do not overlap: what was lost was lost once."""
+    windows: list[tuple[int, int]] = []
+    for restart in sorted(restarts):
+        if not start.at_ms <= restart <= end.at_ms:
+            continue
+        low = max(start.at_ms, _tick_before(processes, restart))
+        high = min(end.at_ms, restart + _BETWEEN_READINGS_MS)
+        if windows and low <= windows[-1][1]:
+            windows[-1] = (windows[-1][0], max(windows[-1][1], high))
+        else:
+            windows.append((low, high))
+    return windows
 
 
 def _total(processes: Sequence[_Process], start_ms: int, end_ms: int) -> tuple[Counts, int]:

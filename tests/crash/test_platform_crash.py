@@ -1,65 +1,23 @@
 """The whole platform is killed at random moments while it serves: no answered call is lost, none is billed twice."""
 
-import http.client
-import json
 import os
 import random
-import signal
 import threading
 import time
-import urllib.request
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from serving.processes import free_port
 from tests import platform as platforms
+from tests.callers import Caller, kill
 from tests.mock_engine import Behaviour, MockEngine
 
 pytestmark = pytest.mark.crash
 
 ROUNDS = 6
 CALLERS = 6
-
-
-class Caller(threading.Thread):
-    """Calls without pause until told to stop; remembers every answer it saw whole."""
-
-    def __init__(self, url: str, key: str, stream: bool, stop: threading.Event) -> None:
-        super().__init__(daemon=True)
-        self._url, self._key, self._stream, self._stop_event = url + "/v1/chat/completions", key, stream, stop
-        self.completed: dict[str, int] = {}
-
-    def run(self) -> None:
-        while not self._stop_event.is_set():
-            try:
-                self._call()
-            except (OSError, http.client.HTTPException, ValueError):
-                time.sleep(0.02)
-
-    def _call(self) -> None:
-        body: dict[str, Any] = {
-            "model": "my-chat",
-            "messages": [{"role": "user", "content": "one two three"}],
-        }
-        if self._stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            text = answer.read().decode()
-            request_id = answer.headers["x-request-id"]
-        if self._stream:
-            frames = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
-            if frames[-1] != "[DONE]":
-                raise ValueError("cut")
-            usage = json.loads(frames[-2])["usage"]
-        else:
-            usage = json.loads(text)["usage"]
-        self.completed[request_id] = usage["completion_tokens"]
 
 
 def test_kill_nine_at_random_moments(tmp_path: Path) -> None:
@@ -84,7 +42,7 @@ def test_kill_nine_at_random_moments(tmp_path: Path) -> None:
         try:
             for round_number in range(ROUNDS):
                 time.sleep(chance.uniform(0.3, 1.2))
-                _kill(platform, only_gateway=bool(round_number % 2))
+                kill(platform, only_gateway=bool(round_number % 2))
                 if platform.process.poll() is not None:
                     platform = platforms.start(home, port)
                 platforms.await_ready(platform)
@@ -96,20 +54,6 @@ def test_kill_nine_at_random_moments(tmp_path: Path) -> None:
             _assert_exact(platform, {k: v for caller in callers for k, v in caller.completed.items()})
         finally:
             platform.stop()
-
-
-def _kill(platform: platforms.Platform, *, only_gateway: bool) -> None:
-    children = platform.children()
-    if only_gateway:
-        gateways = platform.running("functions.gateway.main")
-        assert gateways, "a gateway runs"
-        gateways[0].send_signal(signal.SIGKILL)
-        gateways[0].wait(5)
-        return
-    platform.process.kill()
-    platform.process.wait(10)
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive, f"the gateway outlived its supervisor: {alive}"
 
 
 def _assert_exact(platform: platforms.Platform, completed: dict[str, int]) -> None:

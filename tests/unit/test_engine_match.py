@@ -222,6 +222,19 @@ def test_calls_that_died_with_a_gateway_are_bounded_by_what_was_counted_about_th
     assert not late.explained, "a restart explains nothing that was long ago"
 
 
+def test_what_many_starts_of_gateways_explain_is_counted_once() -> None:
+    engine = Engine(T0 - 5 * MINUTE)
+    events = [engine.serve(call(i, T0 + 10 * MINUTE + i * 4_000, 2_000)) for i in range(3)]
+    readings = engine.every_minute(T0 - MINUTE, T0 + HOUR)
+    starts = [T0 + 10 * MINUTE + i * 1_000 for i in range(20)]
+    (span,) = engine_spans(readings, [T0, T0 + HOUR], starts)
+    assert (span.near_restarts, len(span.restarts)) == ((300, 60, 150), 1)
+    (found,) = match(readings, events, restarts=starts)
+    assert (found.engine, found.causes) == ((300, 60, 150), ())
+    (doubled,) = match(readings, [*events, call(9, T0 + 10 * MINUTE, 2_000)], restarts=starts)
+    assert not doubled.explained
+
+
 @given(seed=st.integers(0, 2**32), busy=st.integers(1, 40))
 def test_any_day_is_explained_and_any_loss_is_found(seed: int, busy: int) -> None:
     dice = random.Random(seed)
