@@ -76,6 +76,12 @@ def parse_request(body: bytes, limits: Sequence[str] = OUTPUT_LIMITS) -> ModelRe
     `limits` are the members that bound the output; of several the largest counts.
     """
     members = parse_object(body)
+    if "use_beam_search" in members and _flag(members, "use_beam_search"):
+        raise BadRequest(
+            "Beam search is not served: engines do not tell what the beams that they drop cost.",
+            param="use_beam_search",
+            code="unsupported_value",
+        )
     stream = _flag(members, "stream")
     return ModelRequest(
         members=members,

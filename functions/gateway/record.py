@@ -216,7 +216,7 @@ class CallRecord:
         """The usage event of the current attempt if it ended now (or when its cost was told)."""
         route, chunks = self.route, self.chunks
         usage, source = self._usage(status)
-        if self.request.choices > 1 and usage.input:
+        if self.request.choices > 1 and usage.input and self.operation in _WITH_CHOICES:
             usage = msgspec.structs.replace(usage, choices=self.request.choices)
         if status == "completed":
             ended_ms = self.ended_ms = self.ended_ms or ended_ms
@@ -302,6 +302,7 @@ def cut_short(record: CallRecord) -> tuple[Timeout, Status]:
     return error, "interrupted" if delivered else "error"
 
 
+_WITH_CHOICES: tuple[Operation, ...] = ("chat.completions", "completions")  # the others know no `n`
 _NOT_SERVED = (404, 405, 501)  # the route, or this model on it
 
 

@@ -188,7 +188,10 @@ def test_tool_calls_are_counted(gateway: RunningGateway, engine: MockEngine, cli
 
 def test_embeddings(gateway: RunningGateway, engine: MockEngine, client: openai.OpenAI) -> None:
     gateway.set_route(task="embedding")
-    answer = client.embeddings.create(model=MODEL, input=["a b", "c"], encoding_format="float")
+    more = {"n": 5}  # means nothing here, so the engine read the input once
+    answer = client.embeddings.create(
+        model=MODEL, input=["a b", "c"], encoding_format="float", extra_body=more
+    )
     assert len(answer.data) == 2
     [event] = gateway.journal.events
     assert (event.operation, event.usage, event.usage_source) == ("embeddings", Usage(input=3), "engine")

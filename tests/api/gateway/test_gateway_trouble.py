@@ -63,6 +63,9 @@ def last_frame(text: str) -> dict:
     (CALL | {"max_tokens": "10"}, "max_tokens", "invalid_type"),
     (CALL | {"max_tokens": -1}, "max_tokens", "invalid_value"),
     (CALL | {"max_completion_tokens": []}, "max_completion_tokens", "invalid_type"),
+    (CALL | {"best_of": 0}, "best_of", "invalid_value"),
+    (CALL | {"use_beam_search": True}, "use_beam_search", "unsupported_value"),
+    (CALL | {"use_beam_search": 1}, "use_beam_search", "invalid_type"),
 ])  # fmt: skip
 def test_bad_bodies(
     gateway: RunningGateway, engine: MockEngine, body: object, param: str | None, code: str
