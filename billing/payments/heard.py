@@ -12,7 +12,9 @@ from billing.payments.push import record
 from core.errors import Conflict, NotFound
 from core.money import format_cents
 
+SYNC = "farebox.sync"  # not of the provider: an operator wants an invoice read back
 _INVOICE_EVENTS = (
+    SYNC,
     "invoice.paid",
     "invoice.payment_failed",
     "invoice.voided",

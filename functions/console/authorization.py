@@ -15,7 +15,10 @@ PROJECT: Final[frozenset[KeyKind]] = frozenset({"admin", "project"})
 ANY_KEY: Final[frozenset[KeyKind]] = frozenset({"admin", "project", "endpoint"})
 
 # Without a key: what describes the API, none of what is in it.
-PUBLIC: Final = frozenset({("GET", "/api/openapi.json"), ("GET", "/api/docs")})
+# And what Stripe calls: it signs what it says instead.
+PUBLIC: Final = frozenset(
+    {("GET", "/api/openapi.json"), ("GET", "/api/docs"), ("POST", "/api/stripe/webhook")}
+)
 
 ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("POST", "/api/organizations"): ADMIN,
@@ -95,6 +98,10 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("POST", "/api/quarantine/{entry_id}/replay"): ADMIN,
     ("POST", "/api/quarantine/{entry_id}/drop"): ADMIN,
     ("GET", "/api/audit"): ADMIN,
+    ("GET", "/api/stripe/check"): ADMIN,
+    ("GET", "/api/stripe/status"): ADMIN,
+    ("POST", "/api/stripe/sync"): ADMIN,
+    ("GET", "/api/stripe/events"): ADMIN,
     ("POST", "/api/webhooks"): ADMIN,
     ("GET", "/api/webhooks"): ADMIN,
     ("GET", "/api/webhooks/{webhook_id}"): ADMIN,

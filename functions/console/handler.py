@@ -23,6 +23,7 @@ from functions.console import (
     prices,
     quarantine,
     reconciliation,
+    stripe,
     usage,
     webhooks,
 )
@@ -88,11 +89,13 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
         audit,
         reconciliation,
         webhooks,
+        stripe,
     )
     for group in groups:
         app.include_router(group.router)
     app.state.routes = [route for group in groups for route in group.router.routes]
     install_api_page(app, "/api/docs")
+    stripe.install_webhook(app, deps)
     install_problems(app)
     app.add_middleware(Edge, max_body_bytes=min(deps.settings.max_body_bytes, MAX_BODY_BYTES))
     return app

@@ -30,6 +30,7 @@ from farebox.resources import (
     ServerlessEndpoints,
     Usage,
 )
+from farebox.stripe_resources import StripeOf
 from farebox.transport import Transport, not_farebox
 from farebox.types import Deployment, Status
 
@@ -78,6 +79,7 @@ class Client:
         self.quarantine = Quarantine(self._transport)
         self.audit = AuditLog(self._transport)
         self.webhooks = Webhooks(self._transport)
+        self.stripe = StripeOf(self._transport)
         self.chat = Chat(self._transport)
 
     def status(self) -> Status:

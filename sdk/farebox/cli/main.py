@@ -20,6 +20,7 @@ from farebox.cli import (
     platform,
     prices,
     reconcile,
+    stripe,
     webhooks,
 )
 from farebox.cli.framework import (
@@ -231,6 +232,7 @@ for _command in (
     events.quarantine,
     events.audit,
     webhooks.webhook,
+    stripe.stripe,
     completion,
     version,
 ):
