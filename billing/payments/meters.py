@@ -1,4 +1,4 @@
-"""The provider's own meters: an event for each SKU of each transaction of the ledger, delivered once.
+"""The provider's own meters: an event for each line and minute of the ledger's charges, delivered once.
 
 The ledger is the source: events are made of its chain behind a cursor, in the transaction that moves it. A meter counts
 one line of an invoice (SKU, model, unit price): the provider rounds what we round, and a new price is a new meter.
@@ -80,28 +80,32 @@ def _transactions(conn: Connection, org_id: str, after: int, limit: int) -> list
 
 
 def _events(conn: Connection, found: dict[str, Row[Any]], now_ms: int) -> list[dict[str, Any]]:
+    """One event for each meter and minute: the provider takes a customer's events of a meter one at a time, so an event
+    for each key would fall behind. Named for the first posting in it; what is read together never changes."""
     table = ledger_postings
-    query = select(table).where(table.c.transaction_id.in_(found), table.c.sku != "", table.c.quantity != 0)
-    rows = []
+    query = select(table).where(
+        table.c.transaction_id.in_(found), table.c.sku != "", table.c.unit_price_pico != 0
+    )
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
     for posting in conn.execute(query.order_by(table.c.transaction_id, table.c.line)):
         each = found[posting.transaction_id]
         of = each.endpoint_id if posting.sku == ENDPOINT_MINUTE_SKU else each.model_id
         line = MeteredLine(posting.sku, of, posting.unit_price_pico)
-        if line.unit_price_pico:
-            rows.append(
-                outbox.task(
-                    "meter_event",
-                    f"{posting.transaction_id}/{posting.sku}/{posting.line}",
-                    each.org_id,
-                    f"meter/{each.org_id}/{line.name}",
-                    now_ms,
-                    meter=f"{line.sku} {line.of}",
-                    quantity=posting.quantity,
-                    unit_price_pico=line.unit_price_pico,
-                    at_ms=each.minute_ms,
-                )
+        key = (line.name, each.minute_ms)
+        if key not in rows:
+            rows[key] = outbox.task(
+                "meter_event",
+                f"{posting.transaction_id}/{posting.sku}/{posting.line}",
+                each.org_id,
+                f"meter/{each.org_id}/{line.name}",
+                now_ms,
+                meter=f"{line.sku} {line.of}",
+                quantity=0,
+                unit_price_pico=line.unit_price_pico,
+                at_ms=each.minute_ms,
             )
-    return rows
+        rows[key]["quantity"] += posting.quantity
+    return [row for row in rows.values() if row["quantity"]]
 
 
 def deliver(payments: Payments, task: Task) -> str:

@@ -1,6 +1,8 @@
 """Stripe for the operator (the double behind it): routes, client, command line, and the webhook as Stripe calls it."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +174,15 @@ def test_without_a_key_everything_else_works(tmp_path: Path) -> None:
     assert console.client.post("/api/stripe/sync", json={}).json()["code"] == "no_stripe_key"
     assert console.client.post("/api/stripe/webhook", content=b"{}").status_code == 503
     assert PaymentWorker(None).run_once() == 0
+
+
+def test_the_library_is_loaded_with_a_key_only() -> None:
+    program = "import functions.embedded, sys; print([name for name in ('stripe', 'requests') if name in sys.modules])"
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
 
 
 def test_with_a_key_an_organization_is_switched_by_command(shop: Shop) -> None:

@@ -77,6 +77,22 @@ def test_usage_becomes_events_once_with_customer_meters_prices_and_subscription(
         assert p.alarms == []
 
 
+def test_many_keys_in_a_minute_are_one_event_of_a_meter(db: Database) -> None:
+    with paying(db, METERS) as p:
+        at_ms = NOW - 10 * MINUTE
+        p.world.store(
+            *[
+                event(f"req_{n}", Usage(10, 0, 7, 0), ended_ms=at_ms, org_id="org_1", key_id=f"key_{n}")
+                for n in range(30)
+            ]
+        )
+        p.clock.advance(HOUR)
+        p.world.close(p.clock.now_ms())
+        p.work()
+        assert sorted(int(each["payload"]["value"]) for each in p.double.meter_events) == [210, 300]
+        assert counted(p) == on_ledger(db)
+
+
 def test_our_invoice_of_such_a_month_is_not_sent_too(db: Database) -> None:
     with paying(db, METERS) as p:
         use(p, 10_000_000, at_ms=AFTER - DAY)

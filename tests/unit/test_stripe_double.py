@@ -1,6 +1,7 @@
 """The double itself: its objects against the library's own annotations, and its refusals as the library reports them."""
 
 import json
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -47,7 +48,7 @@ _METER = {
 
 class Rig:
     def __init__(self, address: str, double: StripeDouble) -> None:
-        self.double, self.now_s = double, NOW
+        self.double, self.now_s, self.address = double, NOW, address
         double.now_s = lambda: self.now_s
         self.stripe = StripePayments("sk_test_1", api_base=address, webhook_secret=SECRET)
         self.client = stripe.StripeClient("sk_test_1", base_addresses={"api": address}, max_network_retries=0)
@@ -169,6 +170,22 @@ def test_a_500_is_replayed_and_says_so(rig: Rig) -> None:
     assert raised.value.spent and raised.value.retry_after_ms >= 60_000
 
 
+def test_an_answer_that_takes_too_long_may_have_had_its_effect(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("billing.stripe_payments._TIMEOUT_S", (1, 1))
+    hasty = StripePayments("sk_test_1", api_base=rig.address)
+    rig.double.delay_s = 2.0
+    with pytest.raises(TryLater, match="cannot be reached") as raised:
+        hasty.create_customer({"name": "a"}, "key")
+    assert not raised.value.spent  # the same key is right: it makes no second one
+    rig.double.delay_s = 0.0
+    while not rig.double.customers:
+        time.sleep(0.05)
+    rig.stripe.create_customer({"name": "a"}, "key")
+    assert len(rig.double.customers) == 1
+
+
 def test_meter_events_are_counted_once_for_a_day(rig: Rig) -> None:
     customer, meter = rig.customer(), rig.stripe.create_meter(_METER, "m")
     rig.event("one", customer)
@@ -251,7 +268,5 @@ def test_what_was_not_signed_lately_by_stripe_is_not_heard(rig: Rig) -> None:
 def test_the_key_is_shown_nowhere(rig: Rig) -> None:
     assert "sk_test" not in repr(rig.stripe)
     with pytest.raises(TryLater) as raised:
-        StripePayments(
-            "rk_wrong_secret", api_base=rig.stripe._client._requestor.base_addresses["api"]
-        ).customer("x")
+        StripePayments("rk_wrong_secret", api_base=rig.address).customer("x")
     assert "secret" not in raised.value.message
