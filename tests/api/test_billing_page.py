@@ -7,7 +7,11 @@ import re
 import struct
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,6 +22,7 @@ import pytest
 
 from tests import platform as platforms
 from tests.mock_engine import Behaviour, MockEngine
+from tests.stripe_double import SECRET, StripeDouble, serving
 from tests.webhook_receiver import Receiver, receiver
 
 PAGE = platforms.ROOT / "docs" / "billing.md"
@@ -53,6 +58,7 @@ class Ran:
     printed: str
     hooks: Receiver
     engine: MockEngine
+    stripe: StripeDouble
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +71,19 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         "FAREBOX_TWO_PERSON_PRICES": "1",
         "FAREBOX_WEBHOOK_ALLOW_PRIVATE": "1",
         "FAREBOX_MINUTE_LATENESS_S": "5",
+        "FAREBOX_STRIPE_API_KEY": "sk_test_double",
+        "FAREBOX_STRIPE_WEBHOOK_SECRET": SECRET,
         "FAREBOX_INVOICE_ISSUER": "Farebox of the page",
         "TEST_CLOCK_AHEAD": str(clock),
         "PYTHONPATH": f"{platforms.ROOT / 'tests' / 'set_clock'}:{os.environ.get('PYTHONPATH', '')}",
     }
+    stripe = StripeDouble(now_s=lambda: int(time.time() + ahead_s(clock)))
     with (
         MockEngine() as engine,
         receiver() as hooks,
-        platforms.running(folder / "home", **settings) as platform,
+        serving(stripe) as address,
+        platforms.running(folder / "home", FAREBOX_STRIPE_API_BASE=address, **settings) as platform,
+        _told(stripe, platform.url),
     ):
         engine.default = Behaviour(tokens=200, prompt_tokens=10_000, cached_tokens=2_000)
         script = "\n".join([_prelude(clock), *_steps()])
@@ -84,16 +95,39 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
             script = script.replace(printed, real)
         environ = platform.environ | {
             "FAREBOX_URL": platform.url,
+            "STRIPE": address,
             "FAREBOX_HOME": str(platform.home),
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             "PATH": f"{platforms.FAREBOX.parent}:{os.environ['PATH']}",
         }
         run = subprocess.run(
-            ["bash", "-c", script], cwd=folder, env=environ, capture_output=True, text=True, timeout=360
+            ["bash", "-c", script], cwd=folder, env=environ, capture_output=True, text=True, timeout=220
         )
         (folder / "printed").write_text(run.stdout + run.stderr)
         assert run.returncode == 0, run.stdout[-4000:] + run.stderr
-        yield Ran(platform, folder, run.stdout, hooks, engine)
+        yield Ran(platform, folder, run.stdout, hooks, engine, stripe)
+
+
+@contextmanager
+def _told(stripe: StripeDouble, url: str) -> Iterator[None]:
+    """Meanwhile Stripe's webhooks are delivered to the platform."""
+    end = threading.Event()
+
+    def deliver() -> None:
+        while not end.wait(0.1):
+            while stripe.pending:
+                body, signature = stripe.signed(stripe.pending.pop(0), at_s=stripe.now_s())
+                headers = {"Stripe-Signature": signature, "Content-Type": "application/json"}
+                request = urllib.request.Request(url + "/api/stripe/webhook", body, headers)
+                urllib.request.urlopen(request, timeout=10).close()
+
+    thread = threading.Thread(target=deliver, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join(15)
 
 
 def _steps() -> list[str]:
@@ -148,6 +182,15 @@ def test_the_invoice_is_what_was_used_less_tiers_and_credit(ran: Ran) -> None:
     assert len(prices) == 2, "before and after the change"
     assert _sum(lines, "terms") < 0 and _sum(lines, "credit") == Decimal("-0.60")
     assert invoice["credit_usd"] == "0.60"
+
+
+def test_stripe_has_the_invoice_to_the_cent(ran: Ran) -> None:
+    [invoice] = _json(ran, "invoice", "list", "--org", "acme")["data"]
+    [there] = ran.stripe.invoices.values()
+    assert there["id"] == invoice["provider_id"] and there["status"] == "paid"
+    assert there["total"] == Decimal(invoice["due_usd"]) * 100
+    [checked] = _json(ran, "reconcile")["invoices"]
+    assert checked["verdict"] == "equal" and checked["provider"]
 
 
 def test_the_files(ran: Ran) -> None:
