@@ -56,7 +56,10 @@ class _Intake:
 
     def take(self, record: Record) -> None:
         if record.kind == segment.USAGE:
-            self._note_seq(record.seq)
+            if record.seq == self.last_seq + 1:
+                self.last_seq = record.seq
+            else:
+                self._note_seq(record.seq)
             self._take_usage(record)
         elif record.kind == segment.PROGRESS:
             self._take_progress(record)
@@ -84,9 +87,10 @@ class _Intake:
             self.refuse("poison", found.event_id, found.payload_hash, found.reason, record.payload)
             return
         event_id = found.event.event_id
-        self.progress.pop(event_id, None)
+        if self.progress:
+            self.progress.pop(event_id, None)
         earlier = self.usage.setdefault(event_id, (found, record.seq, record.payload))
-        if earlier[0].payload_hash != found.payload_hash:
+        if earlier[0] is not found and earlier[0].payload_hash != found.payload_hash:
             self.conflict(event_id, found.payload_hash, record.payload)
 
     def _take_progress(self, record: Record) -> None:
