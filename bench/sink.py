@@ -28,6 +28,7 @@ from catalog.model import ModelSpec, Prices
 from catalog.store import put_model
 from core.clock import MINUTE_MS, ManualClock, minute_floor
 from core.database import Database, open_database
+from core.garbage import look_seldom
 from core.ids import new_id
 from functions.budgets import BudgetKeeper
 from metering import segment
@@ -323,6 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was made is deleted then too
     os.sched_setaffinity(0, {machine.PROXY_CORE})  # inherited by a server that is started below
+    look_seldom()  # as the control process does
     results = [measure(name, Plan(chosen.events), chosen.folder) for name in chosen.databases]
     if chosen.output == "json":
         found = {"machine": machine.describe(), "results": [asdict(result) for result in results]}

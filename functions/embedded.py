@@ -20,6 +20,7 @@ import uvicorn
 import uvloop
 
 from core.errors import FareboxError, Unavailable
+from core.garbage import look_seldom
 from core.log import configure_logging, get_logger
 from core.settings import Settings, load_settings, settings_environment
 from functions.control import control_app
@@ -125,6 +126,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     )
     with open_control(settings) as control:
         _announce(settings)
+        look_seldom()
         await _run_until(stopping, control, gateway)
 
 

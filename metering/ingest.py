@@ -92,7 +92,8 @@ def _as_written(payload: bytes, source: str) -> UsageEvent | None:
         and 0 < len(envelope.id) <= _MAX_ID
         and len(envelope.sequence) <= _MAX_DIGITS
         and len(payload) <= MAX_EVENT_BYTES
-        and b"\\" not in payload  # JSON holds a NUL only as \u0000; escapes are rare, and looked into elsewhere
+        and b"\\"
+        not in payload  # JSON holds a NUL only as \u0000; escapes are rare, and looked into elsewhere
         and _in_bounds(event)
         and envelope.time == iso(event.ended_ms)
     )

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import os
 import socket
 import sys
@@ -12,6 +11,7 @@ import uvloop
 from fastapi import FastAPI
 
 from core.errors import FareboxError
+from core.garbage import look_seldom
 from core.log import configure_logging, get_logger
 from core.settings import Settings, load_settings
 from functions.gateway.handler import Gateway, create_gateway, fast_protocol
@@ -21,8 +21,6 @@ from functions.supervisor import parent_gone
 _log = get_logger(__name__)
 # Whoever started us was killed: what is in flight gets this long, then it is settled as cut.
 _ORPHAN_GRACE_S = 1.0
-# Calls leave no cycles behind, so there is next to nothing to find: look seldom, above all at what lives long.
-_GC_THRESHOLDS = (10_000, 20, 50)
 
 
 def main() -> int:
@@ -44,10 +42,7 @@ async def _serve(settings: Settings) -> None:
         app = create_gateway(dependencies)
         server = _Server(_server_config(app, settings), app.state.gateway)
         watcher = asyncio.create_task(_end_with_parent(server))
-        # What was imported never becomes garbage; looking at it again on each collection costs tail latency.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
+        look_seldom(middle=20, old=50)  # looking at what was imported on each collection costs tail latency
         try:
             await server.serve(sockets=[listener])
         finally:
