@@ -22,7 +22,7 @@ from functions.hand_calculation import minute_sum, token_sums, total_exact, tota
 from serving.processes import free_port
 from tests import platform as platforms
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 IDLE_S = 25
 MODEL = "farebox/sample-chat"

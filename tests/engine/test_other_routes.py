@@ -23,7 +23,7 @@ from tests.contract.clients.values import TARIFF, cost
 from tests.contract.clients.vllm_routes import ROUTES
 from tests.gateway_fixture import ENDPOINT, ENDPOINT_KEY, MODEL, PROJECT_KEY, RunningGateway, make_route
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 NAME = "farebox/sample-chat"
 TALK = [{"role": "user", "content": "What is Farebox?"}]
