@@ -1,6 +1,7 @@
 """The platform of the simulation: its real parts, put together on the simulated loop, disk and clock."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -348,8 +349,6 @@ class Installation:
         self.killed_at.append(self.loop.now)
         journal = self.journal
         if journal is not None:
-            import os
-
             os.close(journal._lock_fd)  # the kernel's lock goes with the process
             if journal._fd >= 0:
                 os.close(journal._fd)

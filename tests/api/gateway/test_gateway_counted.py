@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def test_the_caller_is_told_what_was_counted(
         assert last["usage"]["prompt_tokens"] == event.usage.input
         assert last["usage"]["completion_tokens"] == event.usage.output
         pico = 150_000 * event.usage.input + 600_000 * event.usage.output
-        assert round(float(last["usage"]["cost_usd"]) * 1e12) == pico
+        assert Decimal(str(last["usage"]["cost_usd"])) * 10**12 == pico
 
 
 def test_tool_calls_and_thoughts_are_output(
