@@ -1,9 +1,9 @@
 """The journal: how a gateway makes a usage event durable before it ends the response.
 
-One thread owns the file. It takes everything that is waiting, writes it in one go, syncs once, and tells the
-callers with one call into the event loop: the cost of a sync is shared by all calls that ended meanwhile. Syncs
-are at least `COMMIT_EVERY_S` apart, so that under load they are shared by many; the first one after a pause is
-made at once.
+Everything happens in the gateway's event loop: what is waiting is written in one go, one sync is begun (`disk_sync`
+has it done in the kernel or in a thread), and when it is through all its callers are told: the cost of a sync
+is shared by all calls that ended meanwhile. While several calls share them, syncs are at least `COMMIT_EVERY_S`
+apart, so that under load many do; one caller alone is never made to wait for others.
 `metering/relay.py` reads the segments and puts them on the ledger's side.
 """
 
@@ -11,24 +11,23 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import queue
-import threading
-import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from core.clock import Clock
 from core.errors import Conflict, FareboxError, Invalid, JournalFull
 from core.log import get_logger
 from metering import segment
+from metering.disk_sync import DiskWork, open_disk_work
 from metering.model import USAGE_EVENT_TYPE, UsageEvent
 from metering.segment import SegmentHeader
 from wire.cloudevents import encode_event
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 MAX_BATCH = 4096
-COMMIT_EVERY_S = 0.004
+COMMIT_EVERY_S = 0.001
 MAX_OWED = 10_000
 PROGRESS_EVERY_S = 0.25  # progress notes are gathered this long, so a thousand streams cost one write
 PROBE_EVERY_S = 1.0
@@ -62,24 +61,27 @@ class Journal:
         # A consumed segment is deleted whole: with few large ones a small bound could never be met again.
         self._segment_bytes = min(segment_bytes, max(64 * 1024, max_bytes // 8))
         self._lock_fd = lock_fd
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()  # None only wakes the thread
+        self._waiting: deque[_Waiting] = deque()
         self._owed: deque[_Waiting] = deque()
         self._progress: dict[str, UsageEvent] = {}
-        self._progress_lock = threading.Lock()
-        self._progress_due_ms: int | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._not_durable = 0
         self._closing = False
         self._broken = ""  # why no call may be served
-        self._probe_due_ms = 0
-        self._measure_due_ms = 0
         self._bytes_on_disk = 0
         self._fd = -1
         self._size = 0
         self._index = 0
         self._seq = 1
         self._epoch = 0
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        # Of the event loop, from `attach` on.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._disk: DiskWork | None = None
+        self._busy = False  # the file is being synced or changed: nothing may be written
+        self._turn_timer: asyncio.Handle | None = None
+        self._progress_timer: asyncio.TimerHandle | None = None
+        self._watch_timer: asyncio.TimerHandle | None = None
+        self._commit_not_before = 0.0
+        self._quiet: asyncio.Event | None = None  # set when nothing is on its way; for close()
 
     @classmethod
     def open(
@@ -109,8 +111,14 @@ class Journal:
         except OSError as error:
             os.close(lock_fd)
             raise JournalFull(f"the journal {directory} cannot be written: {error}") from error
-        journal._thread.start()
         return journal
+
+    def attach(self, disk: DiskWork | None = None) -> None:
+        """Work in the running event loop from now on; the first append would do it, but a full journal has none."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._disk = disk or open_disk_work(self._loop)
+            self._watch_timer = self._loop.call_later(PROBE_EVERY_S, self._watch)
 
     async def append(self, event: UsageEvent) -> None:
         """Return when the event is on disk. JournalFull: it is not, and nothing was acknowledged."""
@@ -132,12 +140,13 @@ class Journal:
         if self._closing:
             raise JournalFull("the journal is closed")
         if self._loop is None:
-            self._loop = asyncio.get_running_loop()
+            self.attach()
         if self._progress:
-            with self._progress_lock:
-                self._progress.pop(event.event_id, None)
+            self._progress.pop(event.event_id, None)
         self._not_durable += 1
-        self._queue.put((event, on_done))
+        self._waiting.append((event, on_done))
+        if self._turn_timer is None and not self._busy:
+            self._turn_soon()
 
     def owe(self, event: UsageEvent, on_done: OnDone) -> None:
         """What a caller has already, though its event could not be written: it is, when the disk takes it again.
@@ -155,20 +164,22 @@ class Journal:
             else:
                 self.owe(event, on_done)
 
+        self.attach()
         self._not_durable += 1
         self._owed.append((event, again))
-        self._queue.put(None)
+        if self._turn_timer is None and not self._busy and not self._broken:
+            self._turn_soon()
 
     def note_progress(self, event: UsageEvent) -> None:
         """Remember how far a stream has come: billed as `interrupted` if this process dies before `append`.
 
         Neither awaited nor synced: it survives the death of the process, not that of the machine.
         """
-        with self._progress_lock:
-            first = not self._progress
-            self._progress[event.event_id] = event
-        if first:
-            self._queue.put(None)
+        self._progress[event.event_id] = event
+        if self._progress_timer is None and not self._closing:
+            self.attach()
+            assert self._loop is not None, "attached"
+            self._progress_timer = self._loop.call_later(PROGRESS_EVERY_S, self._progress_due)
 
     def check(self) -> None:
         """Raise JournalFull while usage cannot be made durable; call it before a call is admitted."""
@@ -190,96 +201,71 @@ class Journal:
         return self._not_durable, self._bytes_on_disk
 
     async def close(self) -> None:
-        """Write what is waiting, end the thread, and let another process open the journal."""
+        """Write what is waiting, and let another process open the journal."""
         if self._closing:
             return
         self._closing = True
-        self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
-        os.close(self._lock_fd)
-
-    # Below: the writer thread only (and `open`, before the thread starts).
-
-    def _begin_epoch(self) -> None:
-        own = [s for s in segment.list_segments(self._directory) if s.gateway == self._gateway]
-        self._seq = segment.next_seq(self._directory, reversed(own))
-        # From the clock, so that a folder that was wiped does not start over with numbers the relay knows;
-        # after the last one, so that a clock that stepped back does not either.
-        self._epoch = max([self._clock.now_ms(), *(s.epoch + 1 for s in own)])
-        self._begin_segment()
-        self._measure()
-
-    def _begin_segment(self) -> None:
-        header = SegmentHeader(self._gateway, self._epoch, self._index + 1, self._seq, self._clock.now_ms())
-        fd, size = segment.create_segment(self._directory, header)
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._size, self._index = fd, size, self._index + 1
-        self._bytes_on_disk += size
-
-    def _run(self) -> None:
-        while True:
-            closing = self._closing  # read before taking: what was appended before close() is then taken
-            waiting = self._take(wait=not closing)
-            began = time.monotonic()
-            try:
-                self._turn(waiting, closing)
-            except Exception as error:  # a bug here must refuse calls, not lose their usage in silence
-                _log.exception("journal writer failed")
-                self._give_up(f"internal error: {error}", [on_done for _, on_done in waiting])
-            if closing and not waiting and self._queue.empty():
-                break
-            time.sleep(max(0.0, began + COMMIT_EVERY_S - time.monotonic()))
+        for timer in (self._turn_timer, self._progress_timer, self._watch_timer):
+            if timer is not None:
+                timer.cancel()
+        self._turn_timer = self._progress_timer = self._watch_timer = None
+        if self._disk is not None:
+            self._quiet = asyncio.Event()
+            if not self._busy:
+                self._turn()
+            await self._quiet.wait()
+            self._disk.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        os.close(self._lock_fd)
 
-    def _take(self, wait: bool) -> list[_Waiting]:
-        taken: list[_Waiting] = []
-        try:
-            item = self._queue.get(block=wait, timeout=self._wait_s() if wait else None)
-            while True:
-                if item is not None:
-                    taken.append(item)
-                    if len(taken) == MAX_BATCH:
-                        break
-                item = self._queue.get_nowait()
-        except queue.Empty:
-            pass
-        return taken
+    # -- turns: one at a time, `_busy` until its work is done --
 
-    def _wait_s(self) -> float | None:
-        if self._broken or self._bytes_on_disk > self._max_bytes:
-            return PROBE_EVERY_S
-        if self._progress:
-            now_ms = _monotonic_ms()
-            if self._progress_due_ms is None:
-                self._progress_due_ms = now_ms + int(PROGRESS_EVERY_S * 1000)
-            return max(0.001, (self._progress_due_ms - now_ms) / 1000)
-        return None
+    def _turn_soon(self) -> None:
+        loop = self._loop
+        assert loop is not None, "attached"
+        if self._closing:
+            self._turn_timer = loop.call_soon(self._turn)
+            return
+        wait_s = self._commit_not_before - loop.time()
+        # Not at once: what else this round of the loop ends shares the sync.
+        self._turn_timer = loop.call_later(wait_s, self._turn) if wait_s > 0 else loop.call_soon(self._turn)
 
-    def _turn(self, waiting: list[_Waiting], closing: bool) -> None:
-        now_ms = _monotonic_ms()
-        if self._broken and now_ms >= self._probe_due_ms:
-            self._probe_due_ms = now_ms + int(PROBE_EVERY_S * 1000)
-            self._probe()
-        progress_due = self._progress_due_ms is not None and now_ms >= self._progress_due_ms
-        if not self._broken and self._owed:
-            waiting = [*self._take_owed(), *waiting]
+    def _turn(self) -> None:
+        self._turn_timer = None
         if self._broken:
-            self._resolve(
-                [done for _, done in waiting], JournalFull(f"usage cannot be recorded: {self._broken}")
-            )
-        elif waiting or progress_due or closing:
-            self._commit(waiting)
-        if now_ms >= self._measure_due_ms:
-            self._measure_due_ms = now_ms + 1000
-            self._measure()
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            error = JournalFull(f"usage cannot be recorded: {self._broken}")
+            self._resolve([on_done for _, on_done in waiting], error)
+        else:
+            waiting = self._take()
+            try:
+                self._commit(waiting)
+            except Exception as error:  # a bug here must refuse calls, not lose their usage in silence
+                _log.exception("journal writer failed")
+                self._give_up(f"internal error: {error}", [on_done for _, on_done in waiting])
+        if not self._busy:
+            self._free()
 
-    def _take_owed(self) -> list[_Waiting]:
-        taken: list[_Waiting] = []
-        while self._owed and len(taken) < MAX_BATCH:
-            taken.append(self._owed.popleft())
+    def _free(self) -> None:
+        """The file may be written again: go on with what waits."""
+        if self._waiting or (self._owed and not self._broken and not self._closing):
+            if self._turn_timer is None:
+                self._turn_soon()
+        elif self._quiet is not None:
+            self._quiet.set()
+
+    def _take(self) -> list[_Waiting]:
+        if not self._owed and len(self._waiting) <= MAX_BATCH:
+            taken = list(self._waiting)
+            self._waiting.clear()
+            return taken
+        taken = []
+        for source in (self._owed, self._waiting):
+            while source and len(taken) < MAX_BATCH:
+                taken.append(source.popleft())
         return taken
 
     def _commit(self, waiting: list[_Waiting]) -> None:
@@ -298,20 +284,38 @@ class Journal:
         data = b"".join(frames)
         try:
             segment.write_all(self._fd, data)
-            if told:
-                os.fdatasync(self._fd)
         except OSError as error:
             self._give_up(f"{error.strerror or error}", told)
             return
-        self._seq = seq
-        self._size += len(data)
-        self._bytes_on_disk += len(data)
-        self._resolve(told, None)
+        if not told:
+            self._written(len(data))
+            return
+        loop, disk = self._loop, self._disk
+        assert loop is not None and disk is not None, "attached"
+        self._busy = True
+        self._commit_not_before = loop.time() + COMMIT_EVERY_S if len(told) > 1 else 0.0
+        disk.sync(self._fd, partial(self._synced, told, seq, len(data)))
+
+    def _synced(self, told: list[OnDone], seq: int, size: int, error: OSError | None) -> None:
+        self._busy = False
+        if error is not None:
+            self._give_up(f"{error.strerror or error}", told)
+        else:
+            self._seq = seq
+            self._written(size)
+            self._resolve(told, None)
+        if not self._busy:
+            self._free()
+
+    def _written(self, size: int) -> None:
+        self._size += size
+        self._bytes_on_disk += size
         if self._size >= self._segment_bytes:
-            try:
-                self._begin_segment()
-            except OSError as error:
-                self._give_up(f"{error.strerror or error}", [])
+            self._offload(self._begin_segment, self._segment_begun)
+
+    def _segment_begun(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._give_up(_reason(error), [])
 
     def _encode(self, event: UsageEvent, seq: int) -> bytes:
         payload = encode_event(
@@ -327,10 +331,15 @@ class Journal:
             raise Invalid(f"usage event of {len(payload)} bytes", param="event")
         return payload
 
+    def _progress_due(self) -> None:
+        self._progress_timer = None
+        if not self._busy and self._turn_timer is None:
+            self._turn()  # else the turn that comes takes them along
+
     def _progress_frames(self) -> list[bytes]:
-        with self._progress_lock:
-            notes, self._progress = self._progress, {}
-        self._progress_due_ms = None
+        if not self._progress or self._progress_timer is not None:
+            return []
+        notes, self._progress = self._progress, {}
         frames = []
         for event in notes.values():
             with contextlib.suppress(FareboxError, ValueError, TypeError, OverflowError):
@@ -349,24 +358,71 @@ class Journal:
                 os.close(self._fd)
             self._fd = -1
         self._broken = reason
-        self._probe_due_ms = _monotonic_ms() + int(PROBE_EVERY_S * 1000)
         _log.error("journal cannot be written", extra={"reason": reason, "events": len(told)})
         self._resolve(told, JournalFull(f"usage cannot be recorded: {reason}", retry_after_s=5))
+
+    def _resolve(self, told: list[OnDone], error: Exception | None) -> None:
+        self._not_durable -= len(told)
+        for on_done in told:
+            try:
+                on_done(error)
+            except Exception:  # of one call; the others wait too
+                _log.exception("an end could not be handled")
+
+    # -- what may block --
+
+    def _offload(self, work: Callable[[], None], then: Callable[[BaseException | None], None]) -> None:
+        assert self._disk is not None, "attached"
+
+        def done(error: BaseException | None) -> None:
+            self._busy = False
+            then(error)
+            self._free()
+
+        self._busy = True
+        self._disk.offload(work, done)
+
+    def _watch(self) -> None:
+        """Every `PROBE_EVERY_S`: how much is on disk, and whether it can be written again."""
+        assert self._loop is not None and self._disk is not None, "attached"
+        self._watch_timer = self._loop.call_later(PROBE_EVERY_S, self._watch)
+        if not self._broken:
+            self._disk.offload(self._measure, _measured)
+        elif not self._busy:
+            self._offload(self._probe, self._probed)
+
+    def _begin_epoch(self) -> None:
+        own = [s for s in segment.list_segments(self._directory) if s.gateway == self._gateway]
+        self._seq = segment.next_seq(self._directory, reversed(own))
+        # From the clock, so that a folder that was wiped does not start over with numbers the relay knows;
+        # after the last one, so that a clock that stepped back does not either.
+        self._epoch = max([self._clock.now_ms(), *(s.epoch + 1 for s in own)])
+        self._begin_segment()
+        self._measure()
+
+    def _begin_segment(self) -> None:
+        header = SegmentHeader(self._gateway, self._epoch, self._index + 1, self._seq, self._clock.now_ms())
+        fd, size = segment.create_segment(self._directory, header)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._size, self._index = fd, size, self._index + 1
+        self._bytes_on_disk += size
 
     def _probe(self) -> None:
         """Try whether there is room again for a good while, not just for one record."""
         path = self._directory / f".{self._gateway}.probe"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                segment.write_all(fd, bytes(PROBE_BYTES))
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-                path.unlink(missing_ok=True)
-            self._begin_segment()
-        except OSError as error:
-            self._broken = f"{error.strerror or error}"
+            segment.write_all(fd, bytes(PROBE_BYTES))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+            path.unlink(missing_ok=True)
+        self._begin_segment()
+
+    def _probed(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._broken = _reason(error)
             return
         self._broken = ""
         _log.warning("journal can be written again")
@@ -379,25 +435,14 @@ class Journal:
                     total += os.stat(self._directory / found.file_name).st_size
         self._bytes_on_disk = total
 
-    def _resolve(self, told: list[OnDone], error: Exception | None) -> None:
-        if told and self._loop is not None:
-            # The loop may be closed already when the process is on its way out; nobody waits then.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._tell, told, error)
 
-    def _tell(self, told: list[OnDone], error: Exception | None) -> None:
-        """In the event loop."""
-        self._not_durable -= len(told)
-        for on_done in told:
-            try:
-                on_done(error)
-            except Exception:  # of one call; the others wait too
-                _log.exception("an end could not be handled")
+def _measured(error: BaseException | None) -> None:
+    if error is not None:
+        _log.warning("the journal cannot be measured", extra={"reason": _reason(error)})
 
 
-def _monotonic_ms() -> int:
-    """Paces the thread's waits, which are real however the injected clock is moved."""
-    return time.monotonic_ns() // 1_000_000
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _lock(directory: Path, gateway: str) -> int:

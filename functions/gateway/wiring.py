@@ -38,6 +38,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayDependencies]
     clock = SystemClock()
     db = open_database(settings.sql_url, pool_size=_READERS)
     journal = await _open_journal(settings, clock)
+    journal.attach()
     reads = _Reads(db, clock)
     try:
         yield GatewayDependencies(

@@ -33,7 +33,8 @@ from functions.gateway.handler import create_gateway, fast_protocol
 from functions.gateway.limiter import Limiting
 from functions.gateway.wiring import GATEWAY_NAME, _Reads
 from functions.wiring import _Sweeper
-from metering.journal import COMMIT_EVERY_S, Journal
+from metering import journal as journal_module
+from metering.journal import Journal
 from metering.model import Usage, UsageEvent
 from metering.records import Alarm
 from metering.relay import Relay
@@ -51,6 +52,7 @@ MODEL = "acme/chat"
 PRICES = {"input": "0.15", "cached_input": "0.075", "output": "0.60", "endpoint_minute": "0.0005"}
 LATENESS_MS = 60_000
 CREDIT_CENTS = 1
+_SYNC_S = 0.0005
 
 
 class Killed(BaseException):
@@ -71,40 +73,30 @@ class SimClock:
         return int(self._loop.now * 1000)
 
 
-class SimJournal(Journal):
-    """The journal whose thread is a callback of the loop, one turn every `COMMIT_EVERY_S` while there is work."""
+class SimDiskWork:
+    """The journal's disk: done a little later, in the loop, by the simulated disk."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._sim_loop = asyncio.get_running_loop()
-        self._pumping = False
-        self._thread = self  # type: ignore[assignment]
+    def __init__(self, loop: SimLoop) -> None:
+        self._loop = loop
 
-    def start(self) -> None:
-        """As a thread is started."""
-        self._pump_soon()
+    def sync(self, fd: int, done: Any) -> None:
+        """As the kernel would."""
+        self._loop.call_later(_SYNC_S, self._run, lambda: journal_module.os.fdatasync(fd), done)
 
-    def append_nowait(self, event: Any, on_done: Any) -> None:
-        super().append_nowait(event, on_done)
-        self._pump_soon()
+    def offload(self, work: Any, done: Any) -> None:
+        """As a thread would."""
+        self._loop.call_later(_SYNC_S, self._run, work, done)
 
-    def note_progress(self, event: Any) -> None:
-        super().note_progress(event)
-        self._pump_soon()
+    def close(self) -> None:
+        """Nothing to close."""
 
-    def _pump_soon(self) -> None:
-        if not self._pumping:
-            self._pumping = True
-            self._sim_loop.call_later(COMMIT_EVERY_S, self._pump)
-
-    def _pump(self) -> None:
-        self._pumping = False
-        waiting = self._take(wait=False)
-        self._turn(waiting, False)
-        wait_s = self._wait_s()
-        if wait_s is not None and not self._pumping:
-            self._pumping = True
-            self._sim_loop.call_later(wait_s, self._pump)
+    def _run(self, work: Any, done: Any) -> None:
+        try:
+            work()
+        except OSError as error:
+            done(error)
+        else:
+            done(None)
 
 
 class SimControl(ControlClient):
@@ -225,7 +217,7 @@ class Installation:
         self.template: UsageEvent | None = None  # of what the other meter counts
         self.lives = 0
         self.process = ""
-        self.journal: SimJournal | None = None
+        self.journal: Journal | None = None
         self.killed_at: list[float] = []
 
     def set_up(self) -> None:
@@ -302,10 +294,10 @@ class Installation:
             self.loop.create_task(self._gateway(control, self.process))
 
     async def _gateway(self, control: Control, process: str) -> None:
-        self.journal = journal = SimJournal.open(
+        self.journal = journal = Journal.open(
             self.settings.journal_path, GATEWAY_NAME, self.clock, 1 << 30, segment_bytes=64 * 1024
-        )  # type: ignore[assignment]
-        assert isinstance(journal, SimJournal)
+        )
+        journal.attach(SimDiskWork(self.loop))
         reads = _Reads(self.db, self.clock)  # type: ignore[arg-type]
         book = PolicyBook()
         app = create_gateway(

@@ -21,7 +21,6 @@ from catalog.price_book import put_list_prices
 from core import ids
 from core.changes import record_change
 from functions.gateway import balancing, retrying
-from metering import journal as journal_module
 from metering.relay import Relay
 from tests.sim.auditor import NEW_PICO_PER_TOKEN, PICO_PER_MINUTE, Auditor, Facts, fingerprint
 from tests.sim.caller import Seen, call
@@ -208,20 +207,19 @@ class Simulation:
 def finished(seed: int, callers: int = CALLERS) -> Iterator[Simulation]:
     """A run that came to its end, in a folder of its own."""
     directory = Path(tempfile.mkdtemp(prefix=f"farebox-sim-{seed}-"))
-    monotonic_ms, random_part = journal_module._monotonic_ms, ids._random_part
+    random_part = ids._random_part
     try:
         letters = random.Random(seed)
         for jitter in (balancing._chance, retrying._chance):
             jitter.seed(seed)
         ids._random_part = lambda: "".join(letters.choices(ids._ALPHABET, k=16))
         world = Simulation(seed, directory, callers)
-        journal_module._monotonic_ms = world.clock.monotonic_ms
         with world.disk:
             world.loop.run_until_complete(world.run())
             yield world
         world.installation.db.close()
     finally:
-        journal_module._monotonic_ms, ids._random_part = monotonic_ms, random_part
+        ids._random_part = random_part
         shutil.rmtree(directory, ignore_errors=True)
 
 

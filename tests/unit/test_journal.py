@@ -1,7 +1,10 @@
 """The journal: durable before it answers, and nothing half-acknowledged."""
 
 import asyncio
+import errno
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -11,6 +14,7 @@ from core.clock import SystemClock
 from core.errors import Invalid, JournalFull
 from metering import journal as journal_module
 from metering import segment
+from metering.disk_sync import DiskWork, KernelSync, OnSynced, ThreadSync
 from metering.journal import Journal
 from metering.model import UsageEvent
 from metering.segment import Record, list_segments
@@ -37,9 +41,83 @@ def usage_ids(directory: Path) -> list[str]:
     return [decode_event(r.payload).id for r in read_all(directory) if r.kind == segment.USAGE]
 
 
+class WatchedDisk:
+    """A disk that counts its syncs, and fails them when asked."""
+
+    def __init__(self, real: DiskWork) -> None:
+        self._real = real
+        self.syncs = 0
+        self.fails = False
+
+    def sync(self, fd: int, done: OnSynced) -> None:
+        self.syncs += 1
+        if self.fails:
+            asyncio.get_running_loop().call_soon(done, OSError(28, "No space left on device"))
+        else:
+            self._real.sync(fd, done)
+
+    def offload(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        self._real.offload(work, done)
+
+    def close(self) -> None:
+        self._real.close()
+
+
+@pytest.fixture(params=[KernelSync, ThreadSync])
+async def disk(request: pytest.FixtureRequest) -> WatchedDisk:
+    return WatchedDisk(request.param(asyncio.get_running_loop()))
+
+
 @pytest.fixture
-def opened(tmp_path: Path) -> Journal:
-    return Journal.open(tmp_path, "gw-1", SystemClock(), GIB)
+async def opened(tmp_path: Path, disk: WatchedDisk) -> Journal:
+    journal = Journal.open(tmp_path, "gw-1", SystemClock(), GIB)
+    journal.attach(disk)
+    return journal
+
+
+async def test_one_caller_alone_does_not_wait_for_others(opened: Journal, disk: WatchedDisk) -> None:
+    began = time.monotonic()
+    for number in range(50):
+        await opened.append(event(f"req_{number}"))
+    assert disk.syncs == 50
+    assert opened._commit_not_before == 0.0, "no pause was kept"
+    assert time.monotonic() - began < 5
+    await opened.close()
+
+
+async def test_a_full_journal_is_measured_again_though_nobody_appends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "PROBE_EVERY_S", 0.05)
+    first = Journal.open(tmp_path, "gw-1", SystemClock(), GIB)
+    await asyncio.gather(*[first.append(event(f"req_{i}")) for i in range(600)])
+    await first.close()
+    full = Journal.open(tmp_path, "gw-1", SystemClock(), 100_000)
+    full.attach()
+    with pytest.raises(JournalFull, match="the bound is 100000"):
+        full.check()
+    for consumed in list_segments(tmp_path)[:-1]:
+        (tmp_path / consumed.file_name).unlink()
+    for _ in range(500):
+        await asyncio.sleep(0.02)
+        if full.depth()[1] < 100_000:
+            break
+    full.check()
+    await full.close()
+
+
+async def test_the_kernel_tells_what_it_cannot_sync() -> None:
+    loop = asyncio.get_running_loop()
+    disk = KernelSync(loop)
+    told: asyncio.Future[OSError | None] = loop.create_future()
+    reader, writer = os.pipe()  # no file, so nothing that could be made durable
+    disk.sync(writer, told.set_result)
+    error = await told
+    assert isinstance(error, OSError)
+    assert error.errno == errno.EINVAL
+    for fd in (reader, writer):
+        os.close(fd)
+    disk.close()
 
 
 async def test_what_append_returned_from_is_in_the_file_as_a_cloud_event(
@@ -57,20 +135,9 @@ async def test_what_append_returned_from_is_in_the_file_as_a_cloud_event(
     await opened.close()
 
 
-async def test_waiting_events_share_a_sync(
-    tmp_path: Path, opened: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    syncs = 0
-    real = os.fdatasync
-
-    def count(fd: int) -> None:
-        nonlocal syncs
-        syncs += 1
-        real(fd)
-
-    monkeypatch.setattr(os, "fdatasync", count)
+async def test_waiting_events_share_a_sync(tmp_path: Path, opened: Journal, disk: WatchedDisk) -> None:
     await asyncio.gather(*[opened.append(event(f"req_{i}")) for i in range(1000)])
-    assert syncs < 100
+    assert 0 < disk.syncs < 100
     assert usage_ids(tmp_path) == [f"req_{i}" for i in range(1000)]
     assert [r.seq for r in read_all(tmp_path) if r.kind == segment.USAGE] == list(range(1, 1001))
     await opened.close()
@@ -125,9 +192,9 @@ async def test_a_torn_tail_is_skipped_by_the_next_life(tmp_path: Path, opened: J
     assert [r.seq for r in read_all(tmp_path) if r.kind == segment.USAGE] == [1, 2]
 
 
-@pytest.mark.parametrize("broken_call", ["write", "fdatasync", "short write"])
+@pytest.mark.parametrize("broken_call", ["write", "fsync", "short write"])
 async def test_a_failing_disk_fails_the_batch_whole_and_recovers_by_itself(
-    tmp_path: Path, opened: Journal, monkeypatch: pytest.MonkeyPatch, broken_call: str
+    tmp_path: Path, opened: Journal, disk: WatchedDisk, monkeypatch: pytest.MonkeyPatch, broken_call: str
 ) -> None:
     monkeypatch.setattr(journal_module, "PROBE_EVERY_S", 0.05)
     await opened.append(event("req_1"))
@@ -145,8 +212,7 @@ async def test_a_failing_disk_fails_the_batch_whole_and_recovers_by_itself(
     opened.check()
     with monkeypatch.context() as patched:
         patched.setattr(os, *{"short write": ("write", short)}.get(broken_call, (broken_call, no_space)))
-        if broken_call == "fdatasync":
-            patched.setattr(os, "fsync", no_space)
+        disk.fails = broken_call == "fsync"
         results = await asyncio.gather(
             *[opened.append(event(f"lost_{i}")) for i in range(5)], return_exceptions=True
         )
@@ -158,6 +224,7 @@ async def test_a_failing_disk_fails_the_batch_whole_and_recovers_by_itself(
         await asyncio.sleep(0.2)
         with pytest.raises(JournalFull):
             opened.check()
+    disk.fails = False
     for _ in range(100):
         await asyncio.sleep(0.05)
         try:
@@ -254,15 +321,12 @@ async def test_progress_is_gathered_and_dropped_when_the_call_ends(tmp_path: Pat
 
 
 async def test_progress_alone_is_written_without_a_sync(
-    tmp_path: Path, opened: Journal, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, opened: Journal, disk: WatchedDisk
 ) -> None:
-    def never(_: int) -> None:
-        raise AssertionError("progress is not worth a sync")
-
-    monkeypatch.setattr(os, "fdatasync", never)
     opened.note_progress(event("req_1", status="interrupted"))
     await asyncio.sleep(0.5)
     assert [r.kind for r in read_all(tmp_path)] == [segment.HEADER, segment.PROGRESS]
+    assert disk.syncs == 0
     opened.check()
     await opened.close()
 
