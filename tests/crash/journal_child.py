@@ -44,7 +44,7 @@ class Book:
 
 
 async def gateway(directory: Path, life: str) -> None:
-    """32 callers at once. What was acknowledged is told on standard output, one id a line, at once."""
+    """32 callers at once, and a stream that never ends. What was acknowledged is told on standard output, one id a line."""
     clock = SystemClock()
     journal = Journal.open(directory, "gw-1", clock, 1 << 30, segment_bytes=256 * 1024)
     os.write(1, b"\n")
@@ -60,6 +60,7 @@ async def gateway(directory: Path, life: str) -> None:
             await journal.append(event(request_id, usage, ended_ms=now_ms, key_id=f"key_{number % 4}"))
             os.write(1, f"{request_id}\n".encode())
 
+    journal.note_progress(event(f"{life}-open", Usage(1), status="interrupted", ended_ms=clock.now_ms()))
     await asyncio.gather(*[caller(number) for number in range(32)])
 
 

@@ -47,7 +47,9 @@ class Victim:
             assert child.stdout is not None
             assert child.stderr is not None
             child.stdout.readline()  # it has begun
-            threading.Timer(self._chance.uniform(0.01, 0.9), child.kill).start()
+            # The last life is long enough for the notes of its open stream (PROGRESS_EVERY_S) to be written.
+            shortest = 0.7 if life == LIVES - 1 else 0.01
+            threading.Timer(self._chance.uniform(shortest, 0.9), child.kill).start()
             told = child.stdout.read()
             if child.wait() != -9:
                 self.failures.append(child.stderr.read().decode())
