@@ -44,7 +44,7 @@ class Book:
 
 
 async def gateway(directory: Path, life: str) -> None:
-    """32 callers at once, and a stream that never ends. What was acknowledged is told on standard output, one id a line."""
+    """32 callers at once, and a stream that never ends. What was acknowledged is told at once, one id a line."""
     clock = SystemClock()
     journal = Journal.open(directory, "gw-1", clock, 1 << 30, segment_bytes=256 * 1024)
     os.write(1, b"\n")
