@@ -17,6 +17,7 @@ Operation = Literal[
     "rerank",
     "score",
     "audio.transcriptions",
+    "scoring",
 ]
 Status = Literal["completed", "client_disconnect", "error", "interrupted"]
 UsageSource = Literal["engine", "counted", "estimated", "none"]

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from serving.traffic import Scoring, Split
+
 EngineKind = Literal["vllm", "vllm-cpu", "external"]
 EndpointKind = Literal["serverless"]
 DeploymentKind = Literal["pool"]  # replicas of one model, shared by every serverless endpoint on it
@@ -43,6 +45,15 @@ class Route:
     urls: tuple[str, ...]
     tariffs: tuple[Tariff, ...] = ()  # oldest first: in force when it was resolved, and those already decided
     max_parallel: int = 0  # calls that each of the servers takes at once; 0: the gateway's own setting
+    scoring: Scoring | None = None  # of a deployment of an online endpoint
+    split: Split | None = (
+        None  # of an online endpoint: the deployment is still to be chosen, and nothing else counts
+    )
+
+    @property
+    def refs(self) -> tuple[str, ...]:
+        """Ids of the deployments that it leads to: when one of them changes it must be resolved anew."""
+        return (self.deployment_id,) if self.split is None else self.split.deployment_ids
 
     def unit_prices(self, at_ms: int) -> Mapping[str, int]:
         """Pico-dollars per unit by SKU at an instant; right across a price change, so a route need not expire."""

@@ -23,6 +23,7 @@ Operation = Literal[
     "rerank",
     "score",
     "audio.transcriptions",
+    "scoring",  # not OpenAI's: any body to a model server of any kind
 ]
 
 FreeOperation = Literal["tokenize", "messages.count_tokens"]  # nothing is generated, nothing billed

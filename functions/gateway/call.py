@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from core.errors import FareboxError, Unavailable, UpstreamFailed
 from core.log import get_logger
+from functions.gateway.balancing import Server
 from functions.gateway.exchange import Exchange
 from functions.gateway.figures import headers_of
 from functions.gateway.places import QueueRefused
@@ -111,7 +112,7 @@ class MeteredCall:
         if record.place is None:
             await gateway.places.take(record, self._patience_s())
         loop = asyncio.get_running_loop()
-        self._too_long = loop.call_later(gateway.settings.upstream_total_timeout_s, self._on_too_long)
+        self._too_long = loop.call_later(self._total_s(), self._on_too_long)
         while True:
             self._watchdog = Watchdog(self._on_silence, gateway.settings.upstream_first_byte_timeout_s)
             try:
@@ -129,26 +130,34 @@ class MeteredCall:
         assert server is not None, "the call has a place"
         record.sent_ms, record.server = gateway.clock.now_ms(), server.url
         try:
-            self._answer = answer = await gateway.upstream.post(
-                server.url,
-                record.operation,
-                self._body,
-                body_type=record.body_type,
-                route=record.route,
-                attempt_id=record.attempt_id,
-                caller_headers=self._exchange.headers,
-            )
+            self._answer = answer = await self._post(server.url)
         except (ServerGone, UpstreamFailed):
             server.failed()
             raise
-        if answer.status >= 500 or server.troubled:
-            server.answered(answer.status)
-        if (gone := busy(record, answer.status, answer.headers)) is not None:
+        if (gone := self._judge(server, answer)) is not None:
             self._answer = None
             answer.close()
             raise gone
         self._body = b""  # may be large, and the answer may take long
         return answer
+
+    async def _post(self, url: str) -> Answer:
+        record = self._record
+        return await self._gateway.upstream.post(
+            url,
+            record.operation,
+            self._body,
+            body_type=record.body_type,
+            route=record.route,
+            attempt_id=record.attempt_id,
+            caller_headers=self._exchange.headers,
+        )
+
+    def _judge(self, server: Server, answer: Answer) -> ServerGone | None:
+        """What the head of an answer says of its server; not None: the call is to be sent again."""
+        if answer.status >= 500 or server.troubled:
+            server.answered(answer.status)
+        return busy(self._record, answer.status, answer.headers)
 
     async def _prepare_another(self, gone: ServerGone) -> None:
         """Put the attempt on record and move to a server for the next one; Unavailable: there is none."""
@@ -175,8 +184,17 @@ class MeteredCall:
         record.place = held.group.move(held, await gateway.waiting.wait(deployment_id, self._patience_s()))
 
     def _patience_s(self) -> float:
+        """How long the call waits for a place."""
         settings = self._gateway.settings
         return settings.wait_for_start_s if self._record.request.stream else settings.hold_plain_call_s
+
+    def _total_s(self) -> float:
+        """How long it may take from then on."""
+        return self._gateway.settings.upstream_total_timeout_s
+
+    def _cut_short(self) -> tuple[FareboxError, Status]:
+        """How it ends when that is over."""
+        return cut_short(self._record)
 
     # -- the way back --
 
@@ -275,7 +293,7 @@ class MeteredCall:
             await self._fail(silent())
             return
         if self._stop_reason == "too_long":
-            await self._fail(*cut_short(self._record))
+            await self._fail(*self._cut_short())
             return
         if self._record.finished:
             await self._settle_or_log("completed", 200)

@@ -64,6 +64,8 @@ def worst_case(
     priced: bool = True,
 ) -> WorstCase:
     """The worst case of a call that begins now; without its cost where nobody asks for it."""
+    if operation == "scoring":
+        return WorstCase(0, 0)
     if operation == "audio.transcriptions":
         seconds = len(body) // LEAST_AUDIO_BYTES_PER_S + 1
         return WorstCase(0, _audio_cost(seconds, route, at_ms) if priced else 0)

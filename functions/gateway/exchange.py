@@ -193,6 +193,10 @@ class Exchange:
             await self._start(200, STREAM_HEADERS)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
+    async def begin(self, status: int, headers: Iterable[Header]) -> None:
+        """The head of an answer that is passed on as it comes; `write` and `finish` follow."""
+        await self._start(status, headers)
+
     async def finish(self, data: bytes) -> None:
         """The last piece of a streamed answer."""
         if not self.started:

@@ -21,6 +21,8 @@ from functions.gateway.idempotency import Outcomes
 from functions.gateway.limiter import Limiter, Limiting, no_limits
 from functions.gateway.lookups import KeyAnswer, Lookups, RouteName
 from functions.gateway.metrics import Metrics
+from functions.gateway.mirrors import Mirrors
+from functions.gateway.pending import Pending
 from functions.gateway.places import Places
 from functions.gateway.record import CallRecord
 from functions.gateway.upstream import Upstream
@@ -107,6 +109,8 @@ class Gateway:
         )
         self.activity = Activity(dependencies.control, dependencies.clock)
         self.outcomes = Outcomes(dependencies.clock)
+        self.pending = Pending()
+        self.mirrors = Mirrors(self)
         self.free_calls = 0
         self.in_flight = 0
         self.draining = False
@@ -131,6 +135,7 @@ class Gateway:
         # uvicorn has cancelled the tasks of the slow lane; here are none to cancel.
         self.interrupt_fast_calls()
         await self._until_idle(_SETTLE_S)
+        await self.mirrors.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:

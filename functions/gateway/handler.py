@@ -28,6 +28,7 @@ from functions.gateway.hot import HotRoutes, authenticate, route_name, unknown_m
 from functions.gateway.metrics_page import add_metrics
 from functions.gateway.proxy import ControlProxy
 from functions.gateway.reading import ENDPOINT_PLANS, PLANS, Plan, find_plan
+from functions.gateway.scoring import ScoringRoutes, scoring_path
 from serving.model import Route
 from wire.openai import render_error
 
@@ -90,6 +91,7 @@ class _GatewayApp(FastAPI):
         )
         self._gateway = gateway
         self.hot = HotRoutes(gateway)
+        self._scoring = ScoringRoutes(gateway, self.hot)
         self._proxy = ControlProxy(gateway)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,6 +104,8 @@ class _GatewayApp(FastAPI):
             await self.hot(scope, receive, send, *found)
         elif path.startswith(_CONTROL_PATHS) or path == "/api":
             await self._proxy(scope, receive, send)
+        elif (scored := scoring_path(scope["method"], path)) is not None:
+            await self._scoring(scope, receive, send, *scored)
         else:
             await self._call_ordinary(scope, receive, send)
 

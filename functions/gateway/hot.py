@@ -20,6 +20,7 @@ from functions.gateway.limiter import limit_headers
 from functions.gateway.lookups import RouteName
 from functions.gateway.reading import OPERATIONS_OF_TASK, Plan, new_record, read_request
 from functions.gateway.record import CallRecord
+from functions.gateway.traffic import choose
 from functions.gateway.upstream import ServerGone
 from serving.model import Route
 from wire.openai import (
@@ -125,7 +126,12 @@ def warm_call(
     if not model and not endpoint_name:
         return None
     route = gateway.lookups.routes.peek(route_name(principal, endpoint_name, model))
-    if route is None or not route.urls or operation not in OPERATIONS_OF_TASK.get(route.task, ()):
+    if route is None:
+        return None
+    shadow = None
+    if route.split is not None:
+        route, shadow = choose(route, headers)
+    if not route.urls or operation not in OPERATIONS_OF_TASK.get(route.task, ()):
         return None
     servers = gateway.places.of(route)
     if servers.free <= 0:  # others may wait already
@@ -133,6 +139,8 @@ def warm_call(
     record = CallRecord(new_id("req", received_ms), operation, principal, request, route, received_ms)
     gateway.limits.admit(record, body)
     record.place = servers.take()
+    if shadow is not None:
+        gateway.mirrors.copy_call(record, shadow, parse_request(body))
     return record
 
 
@@ -152,7 +160,7 @@ class HotRoutes:
         exchange = Exchange(scope, receive, send, new_id("req", received_ms), plan.surface)
         self._gateway.in_flight += 1
         admitted = self._admitted(exchange, plan, endpoint_name, received_ms, recorder)
-        await self._serve(exchange, admitted, recorder)
+        await self.serve(exchange, admitted, recorder)
 
     async def resume(
         self,
@@ -169,7 +177,7 @@ class HotRoutes:
         exchange.started = started
         exchange.more_headers = limit_headers(record)
         try:
-            await self._serve(exchange, self._resumed(exchange, record, gone))
+            await self.serve(exchange, self._resumed(exchange, record, gone))
         finally:
             record.leave_place()
             self._gateway.limits.release(record)
@@ -178,12 +186,13 @@ class HotRoutes:
         await exchange.read_body(self._gateway.settings.max_body_bytes)  # empty: it was read
         return MeteredCall(self._gateway, exchange, record, gone)
 
-    async def _serve(
+    async def serve(
         self,
         exchange: Exchange,
         admitted: Awaitable[MeteredCall | FreeCall],
         recorder: Recorder | None = None,
     ) -> None:
+        """Answer a request, whatever comes of it; it was counted in."""
         call = None
         try:
             call = await admitted
@@ -224,7 +233,7 @@ class HotRoutes:
             key = exchange.headers[IDEMPOTENCY_KEY]
             recorder.claim = gateway.outcomes.claim(principal, key, exchange.path, body)
         request = read_request(exchange, plan, body)
-        route = await self._route(principal, plan.operation, endpoint_name, request)
+        route, shadow = await self._route(exchange.headers, principal, plan.operation, endpoint_name, request)
         if plan.free is not None:
             return FreeCall(gateway, exchange, plan.free, request, route)
         gateway.places.check_room(route)
@@ -232,26 +241,31 @@ class HotRoutes:
         if (waiting := gateway.limits.admit(record, body)) is not None:
             await waiting
         exchange.more_headers = limit_headers(record)
+        if shadow is not None:
+            gateway.mirrors.copy_call(record, shadow, read_request(exchange, plan, body))
         gateway.metrics.prepare.note((perf_counter_ns() - began_ns) // 1000)
         return MeteredCall(gateway, exchange, record)
 
     async def _route(
         self,
+        headers: dict[bytes, bytes],
         principal: Principal,
         operation: Operation | FreeOperation,
         endpoint_name: str,
         request: ModelRequest,
-    ) -> Route:
+    ) -> tuple[Route, Route | None]:
+        """The route of a call, and that of a copy of it."""
         model = request.model or ""
         if not model and not endpoint_name:
             raise BadRequest("You must provide a model parameter.", param="model", code="missing_parameter")
         route = await self._gateway.lookups.routes.find(route_name(principal, endpoint_name, model))
         if route is None:
             raise unknown_model(model, endpoint_name)
+        route, shadow = choose(route, headers)
         if operation not in OPERATIONS_OF_TASK.get(route.task, ()):
             raise NotFound(
                 f"The model `{model or route.model_id}` does {route.task}, which {operation} is not.",
                 code="model_not_found",
                 param="model",
             )
-        return route
+        return route, shadow

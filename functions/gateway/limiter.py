@@ -154,6 +154,8 @@ class Limiter:
     def settle(self, record: CallRecord) -> None:
         """The call's last usage event is durable."""
         grant, event = record.grant, record.last_event
+        if record.copy is not None and event is not None:
+            record.copy.original_ended(event.http_status, event.ended_ms - (event.sent_ms or event.ended_ms))
         if grant is None or event is None:
             return
         record.grant = None

@@ -48,12 +48,16 @@ class LookupCache(Generic[_K, _H, _M]):
     """
 
     def __init__(
-        self, load: Callable[[_K], _H | _M], hit_type: type[_H], ref_of: Callable[[_H], str], max_hits: int
+        self,
+        load: Callable[[_K], _H | _M],
+        hit_type: type[_H],
+        refs_of: Callable[[_H], tuple[str, ...]],
+        max_hits: int,
     ) -> None:
-        """`ref_of` a hit: the id by which the change feed will name it."""
+        """`refs_of` a hit: the ids by which the change feed will name what it depends on."""
         self._load = load
         self._hit_type = hit_type
-        self._ref_of = ref_of
+        self._refs_of = refs_of
         self._max_hits = max_hits
         self._hits: dict[_K, _H] = {}
         self._misses: dict[_K, _M] = {}
@@ -99,7 +103,8 @@ class LookupCache(Generic[_K, _H, _M]):
                 del self._misses[next(iter(self._misses))]
             return
         self._hits[key] = answer
-        self._by_ref.setdefault(self._ref_of(answer), set()).add(key)
+        for ref in self._refs_of(answer):
+            self._by_ref.setdefault(ref, set()).add(key)
         if len(self._hits) > self._max_hits:
             self._drop(next(iter(self._hits)))
 
@@ -107,11 +112,11 @@ class LookupCache(Generic[_K, _H, _M]):
         hit = self._hits.pop(key, None)
         if hit is None:
             return
-        ref = self._ref_of(hit)
-        keys = self._by_ref[ref]
-        keys.discard(key)
-        if not keys:
-            del self._by_ref[ref]
+        for ref in self._refs_of(hit):
+            keys = self._by_ref[ref]
+            keys.discard(key)
+            if not keys:
+                del self._by_ref[ref]
 
     def forget(self, ref: str) -> None:
         """The row `ref` changed or is new: drop what came of it, all misses, and what is being loaded now."""
@@ -152,10 +157,10 @@ class Lookups:
         self._last_seq = last_seq
         self._on_policy = on_policy
         self.principals: LookupCache[str, Principal, str] = LookupCache(
-            find_principal, Principal, lambda principal: principal.key_id, MAX_HITS
+            find_principal, Principal, lambda principal: (principal.key_id,), MAX_HITS
         )
         self.routes: LookupCache[RouteName, Route, None] = LookupCache(
-            resolve_route, Route, lambda route: route.deployment_id, MAX_HITS
+            resolve_route, Route, lambda route: route.refs, MAX_HITS
         )
         self.seq = -1  # of the last change that was read; not known yet
         self._polled_ms: int | None = None

@@ -99,5 +99,17 @@ def new_record(
     received_ms: int,
 ) -> CallRecord:
     """The record of a call that begins."""
+    return record_of(exchange.request_id, operation, principal, request, route, received_ms)
+
+
+def record_of(
+    request_id: str,
+    operation: Operation,
+    principal: Principal,
+    request: ModelRequest,
+    route: Route,
+    received_ms: int,
+) -> CallRecord:
+    """The same for a call that no caller waits for."""
     kind = DialectRecord if operation in DIALECTS else CallRecord
-    return kind(exchange.request_id, operation, principal, request, route, received_ms)
+    return kind(request_id, operation, principal, request, route, received_ms)

@@ -5,6 +5,7 @@ Pure: no I/O, no clock.
 
 import hashlib
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,6 +30,9 @@ from wire.openai import (
 from wire.openai_stream import StreamFilter
 from wire.transcript import Transcript
 
+if TYPE_CHECKING:
+    from functions.gateway.mirrors import Copy
+
 
 class CallRecord:
     """One call; `attempt`, `sent_ms` and what follows are of its current attempt."""
@@ -42,6 +46,7 @@ class CallRecord:
         "attempt",
         "billed",
         "chunks",
+        "copy",
         "counts",
         "ended_ms",
         "engine_id",
@@ -87,6 +92,7 @@ class CallRecord:
         self.finish_reason = ""
         self.counts: TokenCounts | None = None  # of a plain answer
         self.chunks: AnswerStream | None = None  # of a streamed one
+        self.copy: Copy | None = None  # sent to a shadow deployment
         self.refused = False  # by the engine: nothing was produced
         self.billed = Usage()  # by the event that was made last
         self.ended_ms = 0

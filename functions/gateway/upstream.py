@@ -75,6 +75,13 @@ class Upstream:
             tracestate=caller_headers.get(b"tracestate"),
             body_type=body_type,
         )
+        return await self._send(target, head, body)
+
+    async def send(self, base_url: str, head: bytes, body: bytes) -> "Answer":
+        """The same for a request whose head is made already."""
+        return await self._send(server_of(base_url), head, body)
+
+    async def _send(self, target: Target, head: bytes, body: bytes) -> "Answer":
         connection = self.pool.take(target.origin) or await self.pool.connect(target.origin)
         answer = Answer(connection)
         connection.send(head, body, answer)
