@@ -64,7 +64,9 @@ class MockScorer:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        self.seen.append(Asked(request.method, request.raw_path, {k.lower(): v for k, v in request.headers.items()}, body))
+        self.seen.append(
+            Asked(request.method, request.raw_path, {k.lower(): v for k, v in request.headers.items()}, body)
+        )
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:

@@ -15,6 +15,7 @@ from functions.gateway.call import MeteredCall
 from functions.gateway.exchange import Exchange, Receive, Scope, Send
 from functions.gateway.hot import HotRoutes, authenticate, route_name, unknown_model
 from functions.gateway.places import QueueRefused
+from functions.gateway.reading import ENDPOINT_PLANS
 from functions.gateway.scoring_http import (
     SCORE_PATH,
     SWAGGER_PATH,
@@ -47,7 +48,7 @@ def scoring_path(method: str, path: str) -> tuple[str, str] | None:
         return None
     name, slash, rest = path[len(_ENDPOINTS) :].partition("/")
     rest = slash + rest
-    if not name or not slash or (method != "POST" and rest.startswith(_OURS)):
+    if not name or not slash or rest in ENDPOINT_PLANS or (method != "POST" and rest.startswith(_OURS)):
         return None
     return name, rest
 

@@ -66,7 +66,7 @@ def test_the_openapi_document(gateway: RunningGateway) -> None:
     ("GET", "/v1/nothing", 404),
     ("POST", "/v1/chat/completions/", 404),
     ("POST", "/endpoints//v1/chat/completions", 404),
-    ("POST", "/endpoints/a/b/v1/chat/completions", 404),
+    ("POST", "/endpoints/a/b/v1/chat/completions", 401),
     ("GET", "/nothing", 404),
     ("PUT", "/healthz", 405),
     ("HEAD", "/nothing", 404),
