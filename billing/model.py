@@ -8,8 +8,8 @@ from sqlalchemy import Connection
 
 from catalog.terms import Terms
 
-TOKEN_SKUS = ("input", "cached_input", "output")
-CALL_SKU_ORDER = ("input", "cached_input", "output", "audio_second")
+TOKEN_SKUS = ("input", "cached_input", "output", "batch_input", "batch_cached_input", "batch_output")
+CALL_SKU_ORDER = (*TOKEN_SKUS, "audio_second")
 ENDPOINT_MINUTE_SKU = "endpoint_minute"
 
 
@@ -174,6 +174,7 @@ class Receipt:
     model_id: str
     operation: str
     stream: bool
+    batch: bool
     price_version: str  # "" when the model has no price
     attempts: tuple[Attempt, ...]
     corrections: tuple[CorrectedAttempt, ...] = ()

@@ -46,7 +46,17 @@ def rate(quantities: Mapping[str, int], price: Price | None) -> tuple[list[Item]
 
 
 def unit_price_of(unit_prices: Mapping[str, int], sku: str) -> int | None:
-    """The price of a SKU; cached input without a price of its own costs what input costs."""
-    if sku == "cached_input" and sku not in unit_prices:
-        sku = "input"
-    return unit_prices.get(sku)
+    """The price of a SKU, or of what it costs where it has none of its own; None: there is none."""
+    for name in (sku, *_INSTEAD.get(sku, ())):
+        if name in unit_prices:
+            return unit_prices[name]
+    return None
+
+
+# Cached input without a price costs what input costs, and batch calls what others cost.
+_INSTEAD: Mapping[str, tuple[str, ...]] = {
+    "cached_input": ("input",),
+    "batch_input": ("input",),
+    "batch_cached_input": ("cached_input", "input"),
+    "batch_output": ("output",),
+}

@@ -30,6 +30,7 @@ def receipt(conn: Connection, request_id: str, book: PriceBook) -> Receipt:
         model_id=last.model_id,
         operation=last.operation,
         stream=last.stream,
+        batch=last.batch,
         price_version=price.id if price else "",
         attempts=tuple(_attempt(event, prices) for event in events),
         corrections=tuple(_corrected(each, last.org_id, prices) for each in corrections_of(conn, request_id)),
@@ -37,7 +38,9 @@ def receipt(conn: Connection, request_id: str, book: PriceBook) -> Receipt:
 
 
 def _attempt(event: StoredEvent, prices: Prices) -> Attempt:
-    usage = Usage(event.input, event.cached_input, event.output, event.reasoning, event.audio_ms)
+    usage = Usage(
+        event.input, event.cached_input, event.output, event.reasoning, event.audio_ms, batch=event.batch
+    )
     quantities = {} if event.status == UNBILLED else usage.billable()
     items, unpriced = rate(quantities, prices.at(event.org_id, event.model_id, event.service_minute_ms))
     return Attempt(

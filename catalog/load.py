@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
+from catalog.batch_prices import BATCH, discounted
 from catalog.fields import Fields
 from catalog.model import (
     ENGINE_KINDS,
@@ -46,7 +47,9 @@ _FIELDS = (
     "sample",
 )
 _CAPABILITIES = ("tools", "vision", "reasoning", "json_schema", "prompt_caching")
-_PRICES = ("input", "cached_input", "output", "endpoint_minute", "audio_second")
+_BATCH_PRICES = ("batch_input", "batch_cached_input", "batch_output")
+_DISCOUNT = "batch_discount_percent"
+_PRICES = ("input", "cached_input", "output", "endpoint_minute", "audio_second", *_BATCH_PRICES, _DISCOUNT)
 _PRECISIONS = ("float32", "float16", "bfloat16", "fp8", "int8", "int4", "mxfp4", "nvfp4")
 _TOKENIZER = rf"/.+|{_ID}"
 _URL = r"https?://\S+"
@@ -281,10 +284,32 @@ def _prices(top: Fields, task: Task) -> Prices:
         tokens["cached_input"] = tokens["input"]
     return Prices(
         **tokens,
+        **_batch_prices(fields, tokens),
         audio_second=fields.price("audio_second", pico_per_unit),
         endpoint_minute=fields.price("endpoint_minute", pico_per_unit) or 0,
     )
 
 
+def _batch_prices(fields: Fields, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
+    """One by one, or all of them by a discount; None where neither is said."""
+    own = {sku: fields.price(sku, pico_per_token) for sku in _BATCH_PRICES}
+    for sku, price in own.items():
+        if price is not None and tokens[sku.removeprefix(BATCH)] is None:
+            raise fields.wrong(sku, f"the model is not sold by {sku.removeprefix(BATCH)}")
+    if _DISCOUNT in fields:
+        clash = next((sku for sku, price in own.items() if price is not None), "")
+        if clash:
+            raise fields.wrong(_DISCOUNT, f"give either {_DISCOUNT} or {clash}, not both")
+        percent = fields.whole(_DISCOUNT, low=0, high=100)
+        known = {sku: price for sku, price in tokens.items() if price is not None}
+        return {**own, **discounted(known, percent)}
+    if own["batch_input"] is not None and own["batch_cached_input"] is None:
+        cached = tokens["cached_input"]
+        assert cached is not None, "where input has a price it has one too"
+        own["batch_cached_input"] = min(cached, own["batch_input"])
+    return own
+
+
 def _optional(sku: str, needed: tuple[str, ...]) -> bool:
-    return sku == "endpoint_minute" or (sku in ("cached_input", "output") and "input" in needed)
+    of_tokens = ("cached_input", "output", *_BATCH_PRICES, _DISCOUNT)
+    return sku == "endpoint_minute" or (sku in of_tokens and "input" in needed)

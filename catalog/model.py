@@ -18,7 +18,7 @@ MAX_PARALLEL = 100_000
 
 TASKS: tuple[Task, ...] = ("chat", "completion", "embedding", "rerank", "transcription")
 ENGINE_KINDS: tuple[EngineKind, ...] = ("vllm", "vllm-cpu", "external")
-TOKEN_PRICES = ("input", "cached_input", "output")
+TOKEN_PRICES = ("input", "cached_input", "output", "batch_input", "batch_cached_input", "batch_output")
 UNIT_PRICES = ("audio_second", "endpoint_minute")
 
 
@@ -103,6 +103,10 @@ class Prices:
     output: int | None = None
     audio_second: int | None = None
     endpoint_minute: int = 0
+    # Tokens of batch calls; None: they cost what other calls' cost.
+    batch_input: int | None = None
+    batch_cached_input: int | None = None
+    batch_output: int | None = None
 
     def by_sku(self) -> dict[str, int]:
         """The prices that there are, by SKU."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, insert, select, update
 
 from catalog import price_book
+from catalog.batch_prices import BATCH
 from catalog.model import PriceVersion
 from catalog.store import set_prices
 from catalog.tables import price_proposals
@@ -87,7 +88,7 @@ def check(connection: Connection, wanted: Wanted, now_ms: int) -> None:
                 f"prices.{sku}: the field is missing, and the model is sold by it", param=f"prices.{sku}"
             )
     for sku in wanted.unit_prices:
-        if sku not in listed[-1].unit_prices:
+        if sku.removeprefix(BATCH) not in listed[-1].unit_prices:
             raise Invalid(
                 f"prices.{sku}: model {wanted.model_id} is not sold by {sku}", param=f"prices.{sku}"
             )

@@ -25,9 +25,9 @@ from core.clock import iso
 from core.money import format_pico
 from metering.endpoint_minutes import EndpointLife
 from metering.intake import Corrected
-from metering.model import CALL_SKUS, Usage, UsageEvent
+from metering.model import CALL_SKUS, UsageEvent
 from metering.records import ENDPOINT_MINUTE_SKU
-from metering.tables import endpoint_minutes, usage_corrections, usage_events
+from metering.tables import call_quantities, endpoint_minutes, usage_corrections, usage_events
 from webhooks.model import BUDGET_THRESHOLD
 from webhooks.outbox import enqueue_event
 
@@ -122,7 +122,7 @@ class BudgetKeeper:
         start_ms = window_start(window, now_ms)
         prices = Prices(connection, self._book)
         calls = sum(
-            _cost(_quantities(row), org_id, row.model_id, row.service_minute_ms, prices)
+            _cost(_by_sku(row), org_id, row.model_id, row.service_minute_ms, prices)
             for row in _usage_since(connection, scope_id, org_id, start_ms)
         )
         minutes = sum(
@@ -130,7 +130,7 @@ class BudgetKeeper:
             for row in _minutes_since(connection, scope_id, org_id, start_ms)
         )
         corrected = sum(
-            _cost(_differences(row), org_id, row.model_id, row.service_minute_ms, prices)
+            _cost(_by_sku(row), org_id, row.model_id, row.service_minute_ms, prices)
             for row in _corrections_since(connection, scope_id, org_id, start_ms)
         )
         return max(0, calls + minutes + corrected)
@@ -173,8 +173,6 @@ def _usage_since(
     connection: Connection, scope_id: str, org_id: str, start_ms: int
 ) -> Iterable[Row[tuple[object, ...]]]:
     table = usage_events
-    # Each call's seconds are rounded up before they are summed, as on its receipt.
-    seconds = (table.c.audio_ms + 999) // 1000
     billed = (
         table.c.org_id == org_id,
         table.c.ended_ms >= start_ms,
@@ -185,19 +183,11 @@ def _usage_since(
         select(
             table.c.model_id,
             table.c.service_minute_ms,
-            func.sum(table.c.input).label("input"),
-            func.sum(table.c.cached_input).label("cached_input"),
-            func.sum(table.c.output).label("output"),
-            func.sum(seconds).label("audio_second"),
+            *(func.sum(quantity).label(sku) for sku, quantity in call_quantities().items()),
         )
         .where(*billed)
         .group_by(table.c.model_id, table.c.service_minute_ms)
     )
-
-
-def _quantities(row: Row[tuple[object, ...]]) -> dict[str, int]:
-    usage = Usage(int(row.input), int(row.cached_input), int(row.output))
-    return usage.billable() | {"audio_second": int(row.audio_second)}
 
 
 def _corrections_since(
@@ -219,7 +209,7 @@ def _corrections_since(
     )
 
 
-def _differences(row: Row[tuple[object, ...]]) -> dict[str, int]:
+def _by_sku(row: Row[tuple[object, ...]]) -> dict[str, int]:
     return {sku: int(getattr(row, sku)) for sku in CALL_SKUS}
 
 

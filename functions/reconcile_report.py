@@ -7,11 +7,13 @@ from typing import Any, Literal
 from billing.invoice_check import InvoiceCheck
 from core.clock import iso
 from metering.engine_match import MEANINGS, EngineMatch
+from metering.model import CALL_SKUS
+from metering.records import ENDPOINT_MINUTE_SKU
 from metering.recount import Finding
 
 Verdict = Literal["equal", "explained", "unexplained"]
 Scope = Literal["endpoint", "deployment", "platform"]
-SKUS = ("input", "cached_input", "output", "audio_second", "endpoint_minute")
+SKUS = (*CALL_SKUS, ENDPOINT_MINUTE_SKU)
 MAX_ROWS = 5000
 
 

@@ -17,7 +17,13 @@ from metering.model import CALL_SKUS
 from metering.records import ENDPOINT_MINUTE_SKU, ClosedMinute, MinuteKind
 from metering.rollups import add_closed
 from metering.store import first_open_minute, lock_first_open_minute, set_first_open_minute
-from metering.tables import AUDIO_SECONDS, endpoint_minutes, usage_corrections, usage_events, usage_minutes
+from metering.tables import (
+    call_quantities,
+    endpoint_minutes,
+    usage_corrections,
+    usage_events,
+    usage_minutes,
+)
 
 MAX_MINUTES = 60  # closed in one transaction
 # Added up in one transaction, unless a single minute has more: other writers wait meanwhile.
@@ -113,11 +119,9 @@ def _aggregate(conn: Connection, start: int, end: int, org_id: str | None) -> li
             *key,
             func.count().label("requests"),
             func.sum(case((table.c.status == "error", 1), else_=0)).label("errors"),
-            billed(table.c.input - table.c.cached_input).label("input"),
-            billed(table.c.cached_input).label("cached_input"),
-            billed(table.c.output).label("output"),
+            func.sum(case((table.c.batch, 1), else_=0)).label("batch_requests"),
+            *(billed(quantity).label(sku) for sku, quantity in call_quantities().items()),
             billed(table.c.reasoning).label("reasoning"),
-            billed(AUDIO_SECONDS).label("audio_second"),
         )
         .where(table.c.billing_minute_ms >= start, table.c.billing_minute_ms < end)
         .group_by(*key)

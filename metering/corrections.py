@@ -109,7 +109,7 @@ def corrections_of(conn: Connection, request_id: str) -> list[StoredCorrection]:
     return [_stored(row) for row in conn.execute(query.limit(MAX_PER_REQUEST))]
 
 
-_COUNTS = ("input", "cached_input", "output", "reasoning", "audio_ms")
+_COUNTS = ("input", "cached_input", "output", "reasoning", "audio_ms", "batch")
 
 
 def _minute_id(billing_minute_ms: int, source: str, event_id: str) -> str:

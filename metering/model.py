@@ -25,7 +25,8 @@ UsageSource = Literal["engine", "counted", "estimated", "none"]
 USAGE_EVENT_TYPE = "ai.farebox.usage.v1"
 ENDPOINT_MINUTE_TYPE = "ai.farebox.endpoint.minute.v1"
 CORRECTION_TYPE = "ai.farebox.usage.correction.v1"
-CALL_SKUS = ("input", "cached_input", "output", "audio_second")  # what a call can use
+BATCH_SKUS = ("batch_input", "batch_cached_input", "batch_output")  # tokens of batch calls, which cost less
+CALL_SKUS = ("input", "cached_input", "output", "audio_second", *BATCH_SKUS)  # what a call can use
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -39,14 +40,16 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     choices: int = (
         1  # answers per prompt: the engine itself counts the prompt once for each, `input` does not
     )
+    batch: bool = False  # of a batch job: its tokens are sold as SKUs of their own
 
     def billable(self) -> dict[str, int]:
         """Disjoint quantities by SKU: what is multiplied by a price."""
+        tokens = (self.input - self.cached_input, self.cached_input, self.output)
+        now, batch = ((0, 0, 0), tokens) if self.batch else (tokens, (0, 0, 0))
         return {
-            "input": self.input - self.cached_input,
-            "cached_input": self.cached_input,
-            "output": self.output,
+            **dict(zip(("input", "cached_input", "output"), now, strict=True)),
             "audio_second": -(-self.audio_ms // 1000),  # each call's seconds are rounded up, not their sum
+            **dict(zip(BATCH_SKUS, batch, strict=True)),
         }
 
 

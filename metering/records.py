@@ -44,6 +44,7 @@ class StoredEvent:
     output: int
     reasoning: int
     audio_ms: int
+    batch: bool
     received_ms: int
     sent_ms: int
     first_byte_ms: int

@@ -27,7 +27,8 @@ BATCH = 2000  # rows fetched at a time
 MAX_GAPS = 100  # holes in the numbers that are told
 MAX_OPEN_CALLS = 10_000
 _CHUNK = 200  # ids in one query
-_SKUS: Final = ("input", "cached_input", "output", "audio_second")
+_BATCH: Final = ("batch_input", "batch_cached_input", "batch_output")
+_SKUS: Final = ("input", "cached_input", "output", "audio_second", *_BATCH)
 
 # Of a row: first what `CountedEvent` has, in its order.
 _COUNTED: Final = tuple(each.name for each in fields(CountedEvent) if each.name != "other_meter")
@@ -35,7 +36,7 @@ _COLUMNS: Final = tuple(
     usage_events.c[name]
     for name in (
         *_COUNTED, "source", "billing_minute_ms", "service_minute_ms", "org_id", "project_id", "key_id",
-        "endpoint_id", "model_id",
+        "endpoint_id", "model_id", "batch",
     )
 )  # fmt: skip
 
@@ -116,9 +117,10 @@ class Recount:
             minute.errors += 1
             return
         quantities = minute.quantities
-        quantities["input"] += row.input - row.cached_input
-        quantities["cached_input"] += row.cached_input
-        quantities["output"] += row.output
+        tier = "batch_" if row.batch else ""
+        quantities[tier + "input"] += row.input - row.cached_input
+        quantities[tier + "cached_input"] += row.cached_input
+        quantities[tier + "output"] += row.output
         whole, rest = divmod(row.audio_ms, 1000)
         quantities["audio_second"] += whole + (rest > 0)
 

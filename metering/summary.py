@@ -12,9 +12,9 @@ from metering.model import CALL_SKUS
 from metering.records import ENDPOINT_MINUTE_SKU, GROUPS, UsageRow
 from metering.rollups import DAY_MS, closed_spans
 from metering.tables import (
-    AUDIO_SECONDS,
     FIRST_OPEN_MINUTE,
     ROLLUP_COUNTS,
+    call_quantities,
     endpoint_minutes,
     metering_state,
     usage_corrections,
@@ -117,7 +117,8 @@ def _single_minutes(query: UsageQuery, start_ms: int, end_ms: int) -> Iterator[S
     yield _select(query, endpoint_minutes, [*nothing, func.count()], start_ms, end_ms)
     # Differences; the attempts were counted when they happened.
     corrected = [func.sum(usage_corrections.c[name]) for name in (*CALL_SKUS, "reasoning")]
-    yield _select(query, usage_corrections, [*corrected, *[literal(0)] * 3], start_ms, end_ms)
+    rest = len(ROLLUP_COUNTS) - len(corrected)
+    yield _select(query, usage_corrections, [*corrected, *[literal(0)] * rest], start_ms, end_ms)
 
 
 def _select(
@@ -144,15 +145,10 @@ def _open_counts() -> list[ColumnElement[int]]:
     """Of events, in the order of `ROLLUP_COUNTS`, without endpoint minutes."""
     table = usage_events
     failed = table.c.status == "error"
-    quantities = [
-        table.c.input - table.c.cached_input,
-        table.c.cached_input,
-        table.c.output,
-        AUDIO_SECONDS,
-        table.c.reasoning,
-    ]
+    quantities = (*call_quantities().values(), table.c.reasoning)
     sums: list[ColumnElement[int]] = [func.sum(case((failed, 0), else_=quantity)) for quantity in quantities]
-    return [*sums, func.count(), func.sum(case((failed, 1), else_=0))]
+    flags = [func.sum(case((flag, 1), else_=0)) for flag in (failed, table.c.batch)]
+    return [*sums, func.count(), *flags]
 
 
 def _day(day_ms: int) -> str:

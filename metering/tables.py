@@ -10,9 +10,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    case,
+    false,
 )
 
 from core.database import metadata
+from metering.model import BATCH_SKUS, CALL_SKUS
 
 _AUTO = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only for type INTEGER
 
@@ -49,6 +52,7 @@ usage_events = Table(
     Column("reasoning", BigInteger, nullable=False),
     Column("audio_ms", BigInteger, nullable=False, server_default="0"),
     Column("choices", BigInteger, nullable=False, server_default="1"),
+    Column("batch", Boolean, nullable=False, server_default=false()),
     Column("received_ms", BigInteger, nullable=False),
     Column("sent_ms", BigInteger, nullable=False),
     Column("first_byte_ms", BigInteger, nullable=False),
@@ -61,8 +65,16 @@ usage_events = Table(
     Index("ix_usage_events_billing_minute_ms_org_id", "billing_minute_ms", "org_id"),
 )
 
-# Each call's seconds of audio, rounded up: as `Usage.billable` has it.
-AUDIO_SECONDS: ColumnElement[int] = (usage_events.c.audio_ms + 999) // 1000
+
+def call_quantities() -> dict[str, ColumnElement[int]]:
+    """By SKU what a usage event is billed for, in SQL: as `Usage.billable` has it."""
+    event = usage_events.c
+    tokens = (event.input - event.cached_input, event.cached_input, event.output)
+    now = [case((event.batch, 0), else_=quantity) for quantity in tokens]
+    batch = [case((event.batch, quantity), else_=0) for quantity in tokens]
+    # Each call's seconds of audio are rounded up, not their sum.
+    return dict(zip(CALL_SKUS, [*now, (event.audio_ms + 999) // 1000, *batch], strict=True))
+
 
 # Closed minutes of usage: disjoint, billable quantities. `id` names the same minute in the ledger.
 usage_minutes = Table(
@@ -84,19 +96,25 @@ usage_minutes = Table(
     Column("reasoning", BigInteger, nullable=False),
     # The sum of each call's seconds, rounded up.
     Column("audio_second", BigInteger, nullable=False, server_default="0"),
+    *(
+        Column(name, BigInteger, nullable=False, server_default="0")
+        for name in (*BATCH_SKUS, "batch_requests")
+    ),
     Column("closed_ms", BigInteger, nullable=False),
     Index("ix_usage_minutes_org_id_billing_minute_ms", "org_id", "billing_minute_ms"),
 )
 
 ROLLUP_KEY = ("org_id", "start_ms", "project_id", "key_id", "endpoint_id", "model_id")
-ROLLUP_COUNTS = (
-    "input", "cached_input", "output", "audio_second", "reasoning", "requests", "errors", "endpoint_minute",
-)  # fmt: skip
+ROLLUP_COUNTS = (*CALL_SKUS, "reasoning", "requests", "errors", "batch_requests", "endpoint_minute")
+_ADDED = (*BATCH_SKUS, "batch_requests")  # columns that older rows have without having counted
 
 
 def _rollup(name: str) -> Table:
     keys = [Column(key, BigInteger if key == "start_ms" else Text, primary_key=True) for key in ROLLUP_KEY]
-    counts = [Column(count, BigInteger, nullable=False) for count in ROLLUP_COUNTS]
+    counts = [
+        Column(count, BigInteger, nullable=False, server_default="0" if count in _ADDED else None)
+        for count in ROLLUP_COUNTS
+    ]
     return Table(name, metadata, *keys, *counts)
 
 
@@ -182,12 +200,14 @@ usage_corrections = Table(
     Column("right_output", BigInteger, nullable=False),
     Column("right_reasoning", BigInteger, nullable=False),
     Column("right_audio_ms", BigInteger, nullable=False),
+    Column("right_batch", Boolean, nullable=False, server_default=false()),
     # Billable, disjoint differences to what stood before; any sign.
     Column("input", BigInteger, nullable=False),
     Column("cached_input", BigInteger, nullable=False),
     Column("output", BigInteger, nullable=False),
     Column("reasoning", BigInteger, nullable=False),
     Column("audio_second", BigInteger, nullable=False),
+    *(Column(name, BigInteger, nullable=False, server_default="0") for name in BATCH_SKUS),
     UniqueConstraint("source", "event_id"),
     Index("ix_usage_corrections_corrects_source_corrects_id", "corrects_source", "corrects_id"),
     Index("ix_usage_corrections_request_id", "request_id"),

@@ -14,7 +14,7 @@ _COLUMNS = (
     "source", "event_id", "payload_hash", "sequence", "recorded_ms", "service_minute_ms", "billing_minute_ms",
     "request_id", "attempt", "org_id", "project_id", "key_id", "endpoint_id", "deployment_id", "model_id",
     "operation", "stream", "status", "http_status", "usage_source", "input", "cached_input", "output",
-    "reasoning", "audio_ms", "choices", "received_ms", "sent_ms", "first_byte_ms", "ended_ms",
+    "reasoning", "audio_ms", "choices", "batch", "received_ms", "sent_ms", "first_byte_ms", "ended_ms",
     "engine_request_id", "finish_reason",
 )  # fmt: skip
 _INSERT = f"INSERT INTO usage_events ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
@@ -70,6 +70,6 @@ def _row(accepted: Accepted, seq: int, first_open_ms: int, now_ms: int) -> tuple
         event.request_id, event.attempt, event.org_id, event.project_id, event.key_id, event.endpoint_id,
         event.deployment_id, event.model_id, event.operation, event.stream, event.status, event.http_status,
         event.usage_source, usage.input, usage.cached_input, usage.output, usage.reasoning, usage.audio_ms,
-        usage.choices, event.received_ms, event.sent_ms, event.first_byte_ms, ended_ms,
+        usage.choices, usage.batch, event.received_ms, event.sent_ms, event.first_byte_ms, ended_ms,
         event.engine_request_id, event.finish_reason,
     )  # fmt: skip

@@ -6,9 +6,10 @@ import msgspec
 
 from metering.ingest import Accepted, payload_hash
 from metering.journal import source_of
-from metering.model import Usage, UsageEvent
+from metering.model import BATCH_SKUS, Usage, UsageEvent
 
 MINUTE = 60_000
+NO_BATCH = dict.fromkeys(BATCH_SKUS, 0)
 T0 = 1_766_664_000_000  # 2025-12-25T12:00:00Z
 
 

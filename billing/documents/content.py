@@ -14,6 +14,9 @@ _NAMES: Final[Mapping[str, str]] = {
     "input": "input tokens",
     "cached_input": "cached input tokens",
     "output": "output tokens",
+    "batch_input": "input tokens (batch)",
+    "batch_cached_input": "cached input tokens (batch)",
+    "batch_output": "output tokens (batch)",
     "audio_second": "seconds of audio",
     ENDPOINT_MINUTE_SKU: "endpoint minutes",
 }

@@ -61,8 +61,13 @@ class RawRating:
         if price is None:
             return None
         unit = price.unit_prices.get(sku)
-        if unit is None and sku == "cached_input":
-            unit = price.unit_prices.get("input")
+        if (
+            unit is None
+        ):  # what is not priced as a batch call is one like any other, and cached input is input
+            plain = sku.removeprefix("batch_")
+            unit = price.unit_prices.get(plain)
+            if unit is None and plain == "cached_input":
+                unit = price.unit_prices.get("input")
         if unit is None:
             return None
         version = price.id if sku in price.terms else ""
@@ -119,12 +124,16 @@ def corrected_quantities(conn: Connection, row: Row[Any]) -> dict[str, int]:
 
 def _billed(row: Row[Any], prefix: str) -> dict[str, int]:
     count = {name: getattr(row, prefix + name) for name in ("input", "cached_input", "output", "audio_ms")}
-    return {
+    tokens = {
         "input": count["input"] - count["cached_input"],
         "cached_input": count["cached_input"],
         "output": count["output"],
-        "audio_second": (count["audio_ms"] + 999) // 1000,
     }
+    batch = getattr(row, prefix + "batch")
+    found = {"audio_second": (count["audio_ms"] + 999) // 1000}
+    for sku, quantity in tokens.items():
+        found |= {sku: 0 if batch else quantity, f"batch_{sku}": quantity if batch else 0}
+    return found
 
 
 def origin_of(conn: Connection, minute_id: str) -> Row[Any] | None:

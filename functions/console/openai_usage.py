@@ -1,6 +1,6 @@
 """OpenAI's usage and costs API over our usage and ledger, in its own shapes, under /v1/organization."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -44,7 +44,6 @@ _TASKS = {"embedding": "embeddings", "transcription": "audio_transcriptions"}  #
 # Groups that are the same for every call of ours, and by what theirs names that.
 _SAME: Mapping[str, Any] = {
     "user_id": None,
-    "batch": False,
     "service_tier": "default",
     "api_source": "unlabeled",
 }
@@ -52,6 +51,9 @@ _UNITS = {
     "input": "tokens",
     "cached_input": "tokens",
     "output": "tokens",
+    "batch_input": "tokens",
+    "batch_cached_input": "tokens",
+    "batch_output": "tokens",
     "audio_second": "duration_seconds",
     "endpoint_minute": "duration_minutes",
 }
@@ -133,8 +135,8 @@ def get_organization_usage(
         raise BadRequest(f"batch: {kind} are not told apart by it", param="batch")
     width = USAGE_WIDTHS[bucket_width]
     pages = page_of_buckets(width, start_time, end_time, limit, page, deps.clock.now_ms())
-    # Keys belong to projects, not to users; a call of a batch job is metered like any other.
-    wanted = _Filter(project_ids, api_key_ids, models, nothing=bool(user_ids) or batch is True)
+    # Keys belong to projects, not to users.
+    wanted = _Filter(project_ids, api_key_ids, models, nothing=bool(user_ids))
     deps.catch_up()
     with deps.db.read() as connection:
         scope = read_scope(connection, caller, organization or openai_organization, openai_project)
@@ -147,7 +149,9 @@ def get_organization_usage(
     for (bucket_ms, *names), counts in sorted(_regrouped(totals, columns, groups).items()):
         fixed = {name: _SAME[name] if name in group_by else None for name in allowed if name in _SAME}
         named = dict.fromkeys(_COLUMNS) | dict(zip(groups, names, strict=True))
-        results.setdefault(bucket_ms, []).append(_RESULTS[kind](counts) | named | fixed)
+        for tier, part in _tiers(counts, batch, apart="batch" in group_by):
+            told = {"batch": tier} if "batch" in allowed else {}
+            results.setdefault(bucket_ms, []).append(_RESULTS[kind](part) | named | told | fixed)
     return _answer(pages, results)
 
 
@@ -191,6 +195,22 @@ def _regrouped(
         for name, count in zip(ROLLUP_COUNTS, counts, strict=True):
             group[name] += count
     return found
+
+
+def _tiers(
+    counts: Mapping[str, int], only: bool | None, *, apart: bool
+) -> Iterator[tuple[bool | None, Mapping[str, int]]]:
+    """Calls of batch jobs and all others: together, apart, or one of the two."""
+    names = ("input", "cached_input", "output")
+    batch = {name: counts[f"batch_{name}"] for name in names} | {"requests": counts["batch_requests"]}
+    others = {name: counts[name] for name in (*names, "audio_second", "requests")}
+    others["requests"] -= batch["requests"]
+    if only is None and not apart:
+        yield None, {name: count + batch.get(name, 0) for name, count in others.items()}
+        return
+    for tier, part in ((False, others), (True, {"audio_second": 0} | batch)):
+        if only in (None, tier) and any(part.values()):
+            yield tier if apart else None, part
 
 
 def _completions(counts: Mapping[str, int]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from access.store import find_organization, get_organization_name
 from billing.rerate import Candidate, Rerated, organizations_using, rerate
 from catalog import price_book
+from catalog.batch_prices import BATCH, discounted
 from catalog.load import prices_document
 from catalog.price_document import Unit, parse_price, terms_out
 from catalog.proposals import Proposal, Wanted, approve, check, get_proposal, list_proposals, propose, reject
@@ -60,6 +61,9 @@ class PriceIn(Input):
         description="US dollars per million tokens, or per second or minute. What is left out stays as it is.",
     )
     terms: dict[str, TermsIn] = Field(default={}, max_length=20, description="By SKU.")
+    batch_discount_percent: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        default=None, description="Sets the prices of batch calls: so much less than the others."
+    )
     ended: bool = Field(default=False, description="Of an organization's own prices: back to everybody's.")
     note: Annotated[str, Field(max_length=1000)] = ""
 
@@ -237,13 +241,20 @@ def _wanted(connection: Connection, body: PriceIn) -> Wanted:
         connection, body.model
     )
     given = {sku: parse_price(sku, text, f"prices.{sku}") for sku, text in body.prices.items()}
+    unit_prices = {**(now[-1].unit_prices if now else {}), **given}
+    if body.batch_discount_percent is not None:
+        clash = next((sku for sku in given if sku.startswith(BATCH)), "")
+        if clash:
+            param = "batch_discount_percent"
+            raise Invalid(f"{param}: give either {param} or prices.{clash}, not both", param=param)
+        unit_prices |= discounted(unit_prices, body.batch_discount_percent)
     terms = dict(now[-1].terms) if now else {}
     terms |= {sku: _terms(sku, each) for sku, each in body.terms.items()}
     return Wanted(
         body.model,
         org_id,
         0 if body.starts_at is None else instant(body.starts_at, "starts_at"),
-        {} if body.ended else {**(now[-1].unit_prices if now else {}), **given},
+        {} if body.ended else unit_prices,
         {} if body.ended else {sku: each for sku, each in terms.items() if each != SkuTerms()},
         body.ended,
         body.note,

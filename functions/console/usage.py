@@ -67,6 +67,9 @@ class BilledCounts(BaseModel):
     cached_input: int
     output: int
     audio_second: int = Field(default=0, description="Seconds of audio, rounded up.")
+    batch_input: int = Field(default=0, description="Of batch calls, as are the two below.")
+    batch_cached_input: int = 0
+    batch_output: int = 0
 
 
 class AttemptOut(BaseModel):
@@ -116,6 +119,7 @@ class ReceiptOut(BaseModel):
     status: str = Field(examples=["completed"])
     operation: str
     stream: bool
+    batch: bool = Field(description="Of a batch job.")
     time: str
     usage: TokenCounts
     billed: BilledCounts
@@ -269,6 +273,7 @@ def _receipt(found: Receipt, organization: Organization, project: str, endpoint:
         status=found.status,
         operation=found.operation,
         stream=found.stream,
+        batch=found.batch,
         time=iso(found.last.ended_ms),
         usage=TokenCounts(**found.last.usage),
         billed=BilledCounts(**found.billed),

@@ -165,6 +165,9 @@ class BilledCounts(TypedDict, total=False):
     cached_input: int
     output: int
     audio_second: int
+    batch_input: int
+    batch_cached_input: int
+    batch_output: int
 
 
 class Receipt(TypedDict, total=False):
@@ -182,6 +185,7 @@ class Receipt(TypedDict, total=False):
     status: Literal["completed", "client_disconnect", "error", "interrupted"]
     operation: str
     stream: bool
+    batch: bool
     time: str
     usage: TokenCounts
     billed: BilledCounts

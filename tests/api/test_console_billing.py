@@ -9,6 +9,7 @@ from core.clock import MINUTE_MS, iso
 from metering.endpoint_minutes import EndpointLife, sweep
 from serving.store import endpoint_lives
 from tests.api.console_platform import ConsolePlatform, open_platform
+from tests.metering_values import NO_BATCH
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_a_receipt_is_exact_and_its_parts_are_disjoint(console: ConsolePlatform)
     receipt = console.get(f"/api/receipts/{request_id}")
     expected = {"input": 31, "cached_input": 10, "output": 9, "reasoning": 4, "audio_ms": 0}
     assert receipt["usage"] == expected
-    assert receipt["billed"] == {"input": 21, "cached_input": 10, "output": 9, "audio_second": 0}
+    assert receipt["billed"] == {"input": 21, "cached_input": 10, "output": 9, "audio_second": 0} | NO_BATCH
     assert (
         Decimal(receipt["cost_usd"])
         == (21 * Decimal("0.15") + 10 * Decimal("0.075") + 9 * Decimal("0.6")) / 10**6
@@ -57,7 +58,7 @@ def test_a_failed_call_costs_nothing(console: ConsolePlatform) -> None:
     request_id = console.call(endpoint_of(console), "key_x", status="error", input=31, output=9)
     receipt = console.get(f"/api/receipts/{request_id}")
     assert (receipt["status"], receipt["cost_usd"]) == ("error", "0")
-    assert receipt["billed"] == {"input": 0, "cached_input": 0, "output": 0, "audio_second": 0}
+    assert receipt["billed"] == {"input": 0, "cached_input": 0, "output": 0, "audio_second": 0} | NO_BATCH
     assert receipt["usage"]["input"] == 31
 
 
@@ -129,6 +130,7 @@ def test_usage_is_grouped_with_names(console: ConsolePlatform) -> None:
             "requests": 2,
             "errors": 1,
         }
+        | NO_BATCH
     ]
     grouped = console.get("/api/usage?group_by=day,model,endpoint,key,project")["data"][0]
     assert grouped["day"] == iso(console.clock.now_ms())[:10]

@@ -18,7 +18,7 @@ from core.money import round_to_cents
 from metering.close import close_minutes
 from metering.model import Usage
 from metering.summary import usage_summary
-from tests.metering_values import MINUTE, T0, event
+from tests.metering_values import MINUTE, NO_BATCH, T0, event
 from tests.store.billing_values import CHAT, World, life
 
 
@@ -266,7 +266,7 @@ def test_a_receipt_shows_all_attempts_and_their_exact_cost(db: Database) -> None
         ]
         assert found.status == "completed"
         assert found.amount_pico == 43_500_000 == world.preview().total_pico
-        assert found.billed == {"input": 80, "cached_input": 20, "output": 50}
+        assert found.billed == {"input": 80, "cached_input": 20, "output": 50} | NO_BATCH
         assert found.last.usage == {
             "input": 100,
             "cached_input": 20,

@@ -10,7 +10,7 @@ from metering.model import Usage
 from metering.records import UsageRow
 from metering.store import first_open_minute, list_requests, usage_summary
 from metering.tables import usage_events, usage_minutes
-from tests.metering_values import MINUTE, T0, event
+from tests.metering_values import MINUTE, NO_BATCH, T0, event
 from tests.store.billing_values import LATENESS, World, life
 
 
@@ -128,7 +128,7 @@ def test_a_summary_is_the_same_before_and_after_closing(db: Database) -> None:
     (total,) = before[0]
     assert total == UsageRow(
         {},
-        {"input": 160, "cached_input": 40, "output": 100, "audio_second": 0, "endpoint_minute": 3},
+        {"input": 160, "cached_input": 40, "output": 100, "audio_second": 0, "endpoint_minute": 3} | NO_BATCH,
         3,
         1,
         20,

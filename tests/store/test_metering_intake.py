@@ -15,7 +15,7 @@ from metering.quarantine import count_open, quarantine_ids
 from metering.store import QuarantineRow, usage_summary
 from metering.tables import usage_corrections, usage_events
 from tests.event_values import SOURCE, correction, received, usage_cloudevent
-from tests.metering_values import MINUTE, T0, event
+from tests.metering_values import MINUTE, NO_BATCH, T0, event
 from tests.store.billing_values import World, life
 
 NOW = T0 + 5_000
@@ -219,12 +219,16 @@ def test_a_correction_lowers_what_is_owed_in_the_first_open_minute(db: Database)
     before = world.preview()
     found = taken(db, fix(Usage(60, 20, 10, 1)))
     assert [each.status for each in found.outcomes] == ["new"]
-    assert found.corrections[0].quantities == {
-        "input": -40,
-        "cached_input": 0,
-        "output": -40,
-        "audio_second": 0,
-    }
+    assert (
+        found.corrections[0].quantities
+        == {
+            "input": -40,
+            "cached_input": 0,
+            "output": -40,
+            "audio_second": 0,
+        }
+        | NO_BATCH
+    )
     # The preview sees it before it is closed, and the same after.
     assert world.preview().total_pico == before.total_pico - 40 * 150_000 - 40 * 600_000
     opened = world.preview()
@@ -239,7 +243,7 @@ def test_a_correction_lowers_what_is_owed_in_the_first_open_minute(db: Database)
         shown = receipt(conn, "call-1", world)
     assert (total.quantities["output"], total.quantities["input"], total.reasoning) == (10, 40, 1)
     assert total.requests == 1
-    assert shown.billed == {"input": 40, "cached_input": 20, "output": 10}
+    assert shown.billed == {"input": 40, "cached_input": 20, "output": 10} | NO_BATCH
     assert [(each.event_id, each.reason) for each in shown.corrections] == [
         ("fix-1", "the tokenizer was another")
     ]

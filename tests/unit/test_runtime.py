@@ -326,7 +326,9 @@ async def test_preparations_are_shown_and_can_be_stopped(world: World) -> None:
     world.launcher.change = lambda launch: replace(launch, prepare=prepare)
     endpoint, runtime = world.endpoint(), world.runtime()
     await runtime.wake(endpoint.deployment_id, 200)
-    live = runtime.status()[endpoint.deployment_id]
+    async with asyncio.timeout(10):
+        while not (live := runtime.status()[endpoint.deployment_id]).phase.startswith("building"):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     assert live.state == "starting"
     assert live.phase.startswith("building the sample model: step")
     assert runtime.tail_log(endpoint.deployment_id, 5).startswith("building the sample model: step")

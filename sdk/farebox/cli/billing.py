@@ -78,7 +78,11 @@ def usage(
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     """A column for each member that some row has: the members depend on the grouping, which comes first."""
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if value is not None)
+    told = ((name, value) for row in rows for name, value in row.items())
+    # Most have no batch calls, and three columns of zeros are in the way.
+    names = dict.fromkeys(
+        name for name, value in told if value or (value == 0 and not name.startswith("batch_"))
+    )
     last = ("requests", "errors")
     ordered = [name for name in names if name not in last] + [name for name in last if name in names]
     return [Column(name, name, number=_all_numbers(rows, name)) for name in ordered]

@@ -93,7 +93,8 @@ def model_prices(state: State, model_id: str) -> None:
     """List a model's price versions, in US dollars per million tokens, second or minute."""
     with suggesting(model_id, lambda: model_ids(state), "farebox model list"):
         rows = state.client.models.prices(model_id)
-    skus = ["input", "cached_input", "output", "audio_second", "endpoint_minute"]
+    batch = ["batch_input", "batch_cached_input", "batch_output"]
+    skus = ["input", "cached_input", "output", *batch, "audio_second", "endpoint_minute"]
     used = [sku for sku in skus if any(sku in (row.get("prices") or {}) for row in rows)]
     columns = [
         Column("version", "id"),

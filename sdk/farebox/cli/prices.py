@@ -46,6 +46,13 @@ def _change_options(command: Any) -> Any:
                 metavar=_PRICE,
                 help="A price in US dollars per million tokens, second or minute; may be repeated.",
             ),
+            click.option(
+                "--batch-discount",
+                "batch_discount_percent",
+                type=click.IntRange(0, 100),
+                metavar="PERCENT",
+                help="Batch calls cost so much less than others.",
+            ),
             click.option("--starts", metavar="TIME", help="A full minute, UTC. Default: the next one."),
             click.option("--ended", is_flag=True, help="The organization pays everybody's prices again."),
             click.option("--note", metavar="TEXT", help="Why."),
@@ -61,7 +68,7 @@ def _change_options(command: Any) -> Any:
 def _document(path: str | None, **options: Any) -> dict[str, Any]:
     document: dict[str, Any] = dict(read_mapping(path)) if path else {}
     for name, value in options.items():
-        if value:
+        if value or (value == 0 and value is not False):
             document[name] = {**document.get(name, {}), **value} if name == "prices" else value
     if not document.get("model"):
         raise click.UsageError("name the model: --model ID, or a file with `model:`")
@@ -83,6 +90,7 @@ def price_propose(
     model: str | None,
     organization: str | None,
     prices: dict[str, str],
+    batch_discount_percent: int | None,
     starts: str | None,
     ended: bool,
     note: str | None,
@@ -93,7 +101,14 @@ def price_propose(
     What is not named stays as it is. Another admin key approves it; past usage is never priced anew.
     """
     document = _document(
-        path, model=model, organization=organization, prices=prices, starts_at=starts, ended=ended, note=note
+        path,
+        model=model,
+        organization=organization,
+        prices=prices,
+        batch_discount_percent=batch_discount_percent,
+        starts_at=starts,
+        ended=ended,
+        note=note,
     )
     with _suggesting(state, document):
         print_object(state, state.client.prices.propose(document))
@@ -176,6 +191,7 @@ def price_dry_run(
     model: str | None,
     organization: str | None,
     prices: dict[str, str],
+    batch_discount_percent: int | None,
     starts: str | None,
     ended: bool,
     note: str | None,
@@ -189,7 +205,13 @@ def price_dry_run(
             answer = state.client.prices.dry_run(proposal_id, period=period, organization=only)
     else:
         document = _document(
-            path, model=model, organization=organization, prices=prices, starts_at=starts, note=note
+            path,
+            model=model,
+            organization=organization,
+            prices=prices,
+            batch_discount_percent=batch_discount_percent,
+            starts_at=starts,
+            note=note,
         )
         with _suggesting(state, document):
             answer = state.client.prices.try_out(document, period=period, only=only)
