@@ -7,6 +7,7 @@ import catalog.tables
 import core.audit
 import core.changes
 import metering.tables
+import serving.online.tables
 import serving.tables
 import webhooks.tables
 from core.database import metadata
@@ -19,6 +20,7 @@ TABLES = (
     core.audit,
     core.changes,
     metering.tables,
+    serving.online.tables,
     serving.tables,
     webhooks.tables,
 )

@@ -11,7 +11,7 @@ from catalog.store import get_model
 from core.errors import Conflict, Invalid, NotFound
 from core.ids import new_id
 from serving import store
-from serving.model import Endpoint, EndpointState
+from serving.model import Endpoint, EndpointKind, EndpointState
 from webhooks.model import ENDPOINT_STATE
 from webhooks.outbox import enqueue_event
 from wire.suggestions import suggest
@@ -88,7 +88,7 @@ def create_serverless(
     check_name(name)
     checked_tags = check_tags(tags)
     model = get_model(connection, model_id).spec
-    _refuse_name_in_use(connection, name, org_id)
+    refuse_name_in_use(connection, name, org_id)
     pool = store.pool_for(connection, model.id, now_ms)
     endpoint = Endpoint(
         id=new_id("ep", now_ms),
@@ -106,7 +106,7 @@ def create_serverless(
         with connection.begin_nested():
             store.insert_endpoint(connection, endpoint)
     except IntegrityError:  # another transaction was faster (PostgreSQL; SQLite has one writer)
-        raise _name_in_use(name) from None
+        raise name_in_use(name) from None
     announce_state(connection, endpoint, None, now_ms)
     return endpoint
 
@@ -127,15 +127,17 @@ def announce_state(
     enqueue_event(connection, endpoint.org_id, ENDPOINT_STATE, endpoint.id, data, now_ms)
 
 
-def _refuse_name_in_use(connection: Connection, name: str, org_id: str) -> None:
+def refuse_name_in_use(connection: Connection, name: str, org_id: str) -> None:
+    """Conflict when a living endpoint of any kind has the name, in whatever case."""
     other = store.find_endpoint(connection, name=name, any_case=True)
     if other is None:
         return
     # Who else has the name is nobody's business, but one's own endpoint may be shown as it is written.
-    raise _name_in_use(other.name if other.org_id == org_id else name)
+    raise name_in_use(other.name if other.org_id == org_id else name)
 
 
-def _name_in_use(name: str) -> Conflict:
+def name_in_use(name: str) -> Conflict:
+    """The refusal of a name that is taken."""
     return Conflict(
         f"name: an endpoint named {name!r} exists; choose another name or delete that endpoint first",
         code="name_in_use",
@@ -144,18 +146,29 @@ def _name_in_use(name: str) -> Conflict:
 
 
 def get_endpoint(
-    connection: Connection, name: str, *, project_id: str | None = None, org_id: str | None = None
+    connection: Connection,
+    name: str,
+    *,
+    project_id: str | None = None,
+    org_id: str | None = None,
+    kind: EndpointKind = "serverless",
 ) -> Endpoint:
-    """The living endpoint `name` within the project or organization given; NotFound suggests a close name."""
+    """The living endpoint `name` of that kind within the project or organization given.
+
+    NotFound says when one of another kind has the name, else suggests a close name.
+    """
     endpoint = store.find_endpoint(connection, name=name, project_id=project_id, org_id=org_id)
+    if endpoint is not None and endpoint.kind == kind:
+        return endpoint
+    hint = f"; {name!r} is of kind {endpoint.kind}" if endpoint else ""
     if endpoint is None:
-        near = store.list_endpoints(connection, project_id=project_id, org_id=org_id, limit=2000)
+        near = store.list_endpoints(connection, project_id=project_id, org_id=org_id, kind=kind, limit=2000)
         by_lower = {e.name.lower(): e.name for e in near}
         close = by_lower.get(suggest(name, by_lower), "")
         hint = f"; did you mean {close!r}?" if close else ""
-        shown = name if len(name) <= 60 else name[:59] + "…"
-        raise NotFound(f"there is no endpoint {shown!r}{hint}", code="endpoint_not_found", param="name")
-    return endpoint
+    shown = name if len(name) <= 60 else name[:59] + "…"
+    of_kind = "" if kind == "serverless" and endpoint is None else f"{kind} "
+    raise NotFound(f"there is no {of_kind}endpoint {shown!r}{hint}", code="endpoint_not_found", param="name")
 
 
 def delete_endpoint(connection: Connection, endpoint: Endpoint, now_ms: int) -> None:

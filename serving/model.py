@@ -7,8 +7,9 @@ from typing import Literal
 from serving.traffic import Scoring, Split
 
 EngineKind = Literal["vllm", "vllm-cpu", "external"]
-EndpointKind = Literal["serverless"]
-DeploymentKind = Literal["pool"]  # replicas of one model, shared by every serverless endpoint on it
+EndpointKind = Literal["serverless", "online"]
+# pool: replicas of one model, shared by every serverless endpoint on it; online: one endpoint's own
+DeploymentKind = Literal["pool", "online"]
 ReplicaState = Literal["starting", "ready", "stopping", "stopped", "failed"]
 DeploymentState = Literal["stopped", "starting", "ready", "idle", "failed"]
 EndpointState = Literal["Creating", "Online", "Suspended", "Deleting", "Deleted"]
@@ -73,8 +74,8 @@ class Endpoint:
     name: str
     org_id: str
     project_id: str
-    model_id: str
-    deployment_id: str
+    model_id: str  # "" of an online endpoint: its deployments are in `online_deployments`
+    deployment_id: str  # the same
     state: EndpointState
     tags: dict[str, str] = field(hash=False)
     created_ms: int

@@ -11,7 +11,8 @@ from sqlalchemy.exc import IntegrityError
 from catalog.store import find_model
 from core.changes import record_change
 from core.ids import new_id
-from serving.model import LIVE_REPLICA_STATES, Deployment, Endpoint, EndpointLifeRow, Replica
+from serving.model import LIVE_REPLICA_STATES, Deployment, Endpoint, EndpointKind, EndpointLifeRow, Replica
+from serving.online.tables import online_deployments
 from serving.tables import deployments, endpoints, replicas
 
 KEPT_REPLICAS = 20  # ended runs remembered per deployment; their logs go with them
@@ -35,10 +36,11 @@ def find_endpoint(
     project_id: str | None = None,
     org_id: str | None = None,
     any_case: bool = False,
+    kind: EndpointKind | None = None,
 ) -> Endpoint | None:
     """The living endpoint that fits everything given, None when there is none."""
     assert endpoint_id is not None or name is not None, "an id or a name"
-    query = select(endpoints).where(endpoints.c.deleted_ms.is_(None), *_scope(project_id, org_id))
+    query = select(endpoints).where(endpoints.c.deleted_ms.is_(None), *_scope(project_id, org_id, kind))
     if endpoint_id is not None:
         query = query.where(endpoints.c.id == endpoint_id)
     if name is not None:
@@ -55,13 +57,14 @@ def list_endpoints(
     project_id: str | None = None,
     org_id: str | None = None,
     model_id: str | None = None,
+    kind: EndpointKind | None = None,
     limit: int | None = None,
     after: str = "",
 ) -> list[Endpoint]:
     """Living endpoints, oldest first (ids are ordered by time), those with an id greater than `after`."""
     query = (
         select(endpoints)
-        .where(endpoints.c.deleted_ms.is_(None), endpoints.c.id > after, *_scope(project_id, org_id))
+        .where(endpoints.c.deleted_ms.is_(None), endpoints.c.id > after, *_scope(project_id, org_id, kind))
         .order_by(endpoints.c.id)
     )
     if model_id is not None:
@@ -81,9 +84,13 @@ def mark_endpoint_deleted(connection: Connection, endpoint: Endpoint, now_ms: in
 
 
 def endpoint_lives(connection: Connection, *, alive_after_ms: int = 0) -> list[EndpointLifeRow]:
-    """Every organization's endpoints that lived at or after `alive_after_ms`: what the minute sweep bills."""
+    """Every organization's endpoints that lived at or after `alive_after_ms`: what the minute sweep bills.
+
+    Serverless ones: an online endpoint costs nothing by itself.
+    """
     query = (
         select(endpoints)
+        .where(endpoints.c.kind == "serverless")
         .where(endpoints.c.deleted_ms.is_(None) | (endpoints.c.deleted_ms >= alive_after_ms))
         .order_by(endpoints.c.id)
     )
@@ -103,17 +110,34 @@ def endpoint_names(connection: Connection, ids: Collection[str]) -> dict[str, st
 
 
 def model_in_use(connection: Connection, model_id: str) -> list[str]:
-    """Names of the living endpoints on the model (of every organization: a model is removed for all)."""
+    """Names of the living endpoints on the model (of every organization: a model is removed for all).
+
+    Of online endpoints those with a living deployment of it, as `endpoint/deployment`.
+    """
     query = (
         select(endpoints.c.name)
         .where(endpoints.c.model_id == model_id, endpoints.c.deleted_ms.is_(None))
         .order_by(endpoints.c.id)
     )
-    return list(connection.execute(query).scalars())
+    online = (
+        select(endpoints.c.name, online_deployments.c.name.label("deployment"))
+        .join(online_deployments, online_deployments.c.endpoint_id == endpoints.c.id)
+        .join(deployments, deployments.c.id == online_deployments.c.id)
+        .where(deployments.c.model_id == model_id, online_deployments.c.deleted_ms.is_(None))
+        .order_by(online_deployments.c.id)
+    )
+    named = [f"{row.name}/{row.deployment}" for row in connection.execute(online)]
+    return [*connection.execute(query).scalars(), *named]
 
 
-def _scope(project_id: str | None, org_id: str | None) -> list[ColumnElement[bool]]:
-    wanted = ((endpoints.c.project_id, project_id), (endpoints.c.org_id, org_id))
+def _scope(
+    project_id: str | None, org_id: str | None, kind: EndpointKind | None
+) -> list[ColumnElement[bool]]:
+    wanted = (
+        (endpoints.c.project_id, project_id),
+        (endpoints.c.org_id, org_id),
+        (endpoints.c.kind, kind),
+    )
     return [column == value for column, value in wanted if value is not None]
 
 
@@ -156,18 +180,19 @@ def find_deployment(connection: Connection, deployment_id: str) -> Deployment | 
 
 
 def list_deployments(connection: Connection) -> list[Deployment]:
-    """Deployments that were not deleted, oldest first (operators' view: pools belong to no organization)."""
+    """Deployments of any kind that were not deleted, oldest first (operators' view)."""
     query = select(deployments).where(deployments.c.deleted_ms.is_(None)).order_by(deployments.c.id)
     return [_deployment(row) for row in connection.execute(query)]
 
 
 def deployment_in_use(connection: Connection, deployment_id: str) -> bool:
-    """True while a living endpoint stands before it."""
-    return bool(connection.execute(select(exists().where(_used(deployment_id)))).scalar())
+    """True while a living endpoint stands before it, or it lives as an online endpoint's own."""
+    query = select(exists().where(_used(deployment_id)) | exists().where(_lives_online(deployment_id)))
+    return bool(connection.execute(query).scalar())
 
 
 def unused_deployments(connection: Connection, ids: Iterable[str]) -> set[str]:
-    """Those of `ids` that no living endpoint stands before."""
+    """Those of `ids` that are not in use."""
     return {i for i in ids if not deployment_in_use(connection, i)}
 
 
@@ -185,6 +210,10 @@ def attached_servers(connection: Connection, limit: int = 1000) -> list[tuple[st
 
 def _used(deployment_id: str) -> ColumnElement[bool]:
     return (endpoints.c.deployment_id == deployment_id) & endpoints.c.deleted_ms.is_(None)
+
+
+def _lives_online(deployment_id: str) -> ColumnElement[bool]:
+    return (online_deployments.c.id == deployment_id) & online_deployments.c.deleted_ms.is_(None)
 
 
 # --- replicas -------------------------------------------------------------------------------------

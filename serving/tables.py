@@ -10,7 +10,7 @@ endpoints = Table(
     "endpoints",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("kind", Text, nullable=False),  # serverless
+    Column("kind", Text, nullable=False),  # serverless | online
     Column("name", Text, nullable=False),
     Column("name_key", Text, nullable=False),  # the name in lower case: `Chat` and `chat` may not both live
     Column("org_id", Text, nullable=False),
@@ -33,7 +33,7 @@ deployments = Table(
     "deployments",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("kind", Text, nullable=False),  # pool
+    Column("kind", Text, nullable=False),  # pool | online
     # A pool belongs to no organization: every organization's endpoints on the model share it.
     Column("model_id", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),

@@ -109,7 +109,9 @@ def list_serverless_endpoints(
     base = base_address(request, deps.settings)
     with deps.db.read() as connection:
         project_id = None if project is None else access_store.find_project(connection, project).id
-        found = list_endpoints(connection, project_id=project_id, limit=limit + 1, after=after)
+        found = list_endpoints(
+            connection, project_id=project_id, kind="serverless", limit=limit + 1, after=after
+        )
         return page(found, limit, lambda each: _endpoint(connection, each, live, base), lambda each: each.id)
 
 
