@@ -17,23 +17,28 @@ WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run up test test-fast check fmt sim bench lock clean
+.PHONY: help setup setup-dev compile run up test test-fast check fmt sim bench lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## Install the platform into .venv (afterwards .venv/bin/farebox)
+setup: $(STAMP) compile ## Install the platform into .venv (afterwards .venv/bin/farebox)
 
 setup-dev: $(DEV_STAMP) ## setup, and what the tests and checks need
 
-run: $(STAMP) ## Catalog to invoice on this machine with a real model; ARGS=--once ends after the preview
+compile: $(STAMP) ## Compile the gateway's hot modules (about a minute, once for each change of them)
+	@status=0; $(BIN)/python -m functions.gateway.compiling || status=$$?; test $$status = 0 -o $$status = 3
+
+run: $(STAMP) compile ## Catalog to invoice on this machine with a real model; ARGS=--once ends after the preview
 	@exec $(BIN)/farebox demo $(ARGS)
 
-up: $(STAMP) ## Start the platform in the foreground, nothing else; ARGS="--port 9000"
+up: $(STAMP) compile ## Start the platform in the foreground, nothing else; ARGS="--port 9000"
 	@exec $(BIN)/farebox up $(ARGS)
 
-test: $(DEV_STAMP) ## Every test, with a real PostgreSQL and a real vLLM
+test: $(DEV_STAMP) compile ## Every test, with a real PostgreSQL and a real vLLM
 	$(PYTEST) $(ARGS)
+	$(if $(ARGS),,test ! -e $(VENV)/lib/farebox-compiled || $(PYTEST) -p tests.compiled_first tests/api/gateway/test_gateway_calls.py \
+	  tests/api/gateway/test_http_conformance.py tests/api/gateway/test_gateway_hang_ups.py)
 
 test-fast: $(DEV_STAMP) ## The tests that start no engine and kill no process
 	$(PYTEST) -m "not engine and not crash" $(ARGS)
@@ -52,13 +57,13 @@ fmt: $(DEV_STAMP) ## Format the code
 sim: $(DEV_STAMP) ## Simulate the platform with seeded faults; ARGS="--seeds 1000" or ARGS="--seed 42"
 	$(BIN)/python -m tests.sim $(ARGS)
 
-bench: $(DEV_STAMP) ## Measure the gateway beside Envoy, nginx and LiteLLM (see docs/performance.md)
+bench: $(DEV_STAMP) compile ## Measure the gateway beside Envoy, nginx and LiteLLM (see docs/performance.md)
 	$(BIN)/python -m bench $(ARGS)
 
 lock: ## Resolve the lock files anew (needs uv)
-	uv pip compile --universal --python-version 3.11 --quiet --extra demo --extra postgres --extra redis --extra stripe --extra tokenizers \
+	uv pip compile --universal --python-version 3.11 --quiet --extra compile --extra demo --extra postgres --extra redis --extra stripe --extra tokenizers \
 	  --no-emit-package farebox --no-emit-package farebox-platform pyproject.toml -o requirements.lock
-	uv pip compile --universal --python-version 3.11 --quiet --extra demo --extra postgres --extra redis --extra stripe --extra tokenizers --group dev \
+	uv pip compile --universal --python-version 3.11 --quiet --extra compile --extra demo --extra postgres --extra redis --extra stripe --extra tokenizers --group dev \
 	  --constraint requirements.lock \
 	  --no-emit-package farebox --no-emit-package farebox-platform pyproject.toml -o requirements-dev.lock
 

@@ -11,9 +11,15 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+from core.compiled import use
+from functions.gateway.compiling import MODULES
+
+use(MODULES)
+
+# ruff: noqa: E402  after it was said where modules are found
 from core.settings import Settings
 from functions.gateway import main as gateway
-from functions.gateway.gateway import GatewayDependencies
+from functions.gateway.dependencies import GatewayDependencies
 from functions.gateway.wiring import open_gateway
 from metering.model import UsageEvent
 
@@ -73,7 +79,7 @@ def run_platform(argv: list[str]) -> int:
 
     module.ChildProcess = supervise
     status = embedded.main(argv)
-    assert replaced == ["functions.gateway.main"], replaced
+    assert replaced == ["functions.gateway"], replaced
     return status
 
 

@@ -20,7 +20,7 @@ from serving.processes import free_port
 from tests.platform import FAREBOX, ROOT, Platform, await_ready, environment
 
 ORGANIZATION = "bench"
-GATEWAYS = ("functions.gateway.main", "bench.memory_gateway")
+GATEWAYS = ("functions.gateway", "bench.memory_gateway")
 # Chunks at every 10 ms, once with usage at the stream's end only, once with it in every chunk: vLLM's way, which
 # the gateway asks of the servers that it starts itself, and takes out of the caller's chunks again.
 VLLM_PACED = "10ms vllm"

@@ -118,7 +118,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     gateway = ChildProcess(
-        "functions.gateway.main",
+        "functions.gateway",
         os.environ | settings_environment(settings),
         listener,
         grace_s=settings.drain_grace_s + 5,

@@ -59,7 +59,7 @@ def kill(platform: platforms.Platform, *, only_gateway: bool) -> None:
     """`kill -9` of the gateway, or of the platform; then nothing of it may be left."""
     children = platform.children()
     if only_gateway:
-        gateways = platform.running("functions.gateway.main")
+        gateways = platform.running("functions.gateway")
         assert gateways, "a gateway runs"
         gateways[0].send_signal(signal.SIGKILL)
         gateways[0].wait(5)

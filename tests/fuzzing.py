@@ -75,7 +75,7 @@ class Target:
         return self.platform.url
 
     def gateway(self) -> psutil.Process:
-        (process,) = self.platform.running("functions.gateway.main")
+        (process,) = self.platform.running("functions.gateway")
         return process
 
     def check_ledger(self) -> int:

@@ -24,7 +24,7 @@ from core.clock import SystemClock
 from core.errors import FareboxError, JournalFull, NotFound
 from core.settings import Settings
 from functions.gateway.control import ControlClient
-from functions.gateway.fast_protocol import FastLaneProtocol
+from functions.gateway.fast_lane import FastLane
 from functions.gateway.handler import Gateway, GatewayDependencies, create_gateway, fast_protocol
 from functions.gateway.hot import route_name
 from functions.gateway.lookups import KeyAnswer, RouteName
@@ -230,7 +230,7 @@ class RunningGateway:
         self.directory.add_key(ADMIN_KEY, Principal("admin", "key_4"))
         self.control = ControlScript()
         self.control_up = True
-        self.protocol: type[FastLaneProtocol] | None = None
+        self.protocol: Any = None
         self.gateway: Gateway | None = None
         self.port = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -240,6 +240,11 @@ class RunningGateway:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def fast_lane(self) -> FastLane:
+        """The lane that is on."""
+        return self.protocol.args[0]  # type: ignore[no-any-return]  # as `protocol_class` makes it
 
     def __enter__(self) -> "RunningGateway":
         self._thread.start()

@@ -18,7 +18,7 @@ from wire.dialects import (
     text_at,
 )
 from wire.openai import ModelRequest, TokenCounts, estimate_input_tokens, parse_request
-from wire.openai_stream import StreamError
+from wire.openai_chunks import StreamError
 from wire.sse import EventSplitter, event_data
 from wire.transcript import Transcript, add_block, of_message
 

@@ -10,7 +10,7 @@ from msgspec import Raw
 
 from core.errors import BadRequest
 from wire.openai import ModelRequest, TokenCounts, drop_private, map_engine_error
-from wire.openai_stream import StreamError
+from wire.openai_chunks import StreamError
 from wire.transcript import Transcript
 
 JSON = b"application/json"

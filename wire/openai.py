@@ -6,13 +6,40 @@ rest.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Raw
 
 from core.errors import BadRequest, FareboxError
+from wire.openai_shapes import EngineUsage, ModelRequest, PlainAnswer, TokenCounts, text_bytes
+
+__all__ = [
+    "COMPLETION_LIMITS",
+    "FREE_OPERATIONS",
+    "MAX_CHOICES",
+    "MAX_MODEL_NAME",
+    "OUTPUT_LIMITS",
+    "PRIVATE_MEMBERS",
+    "EngineUsage",
+    "FreeOperation",
+    "ModelRequest",
+    "Operation",
+    "PlainAnswer",
+    "TokenCounts",
+    "counts_of",
+    "drop_private",
+    "engine_error_status",
+    "error_body",
+    "estimate_input_tokens",
+    "map_engine_error",
+    "parse_answer",
+    "parse_object",
+    "parse_request",
+    "read_member",
+    "render_error",
+    "upstream_body",
+]
 
 Operation = Literal[
     "chat.completions",
@@ -56,19 +83,6 @@ _anything = msgspec.json.Decoder()
 _encoder = msgspec.json.Encoder()
 _TRUE = Raw(b"true")
 _KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-
-
-@dataclass(slots=True)
-class ModelRequest:
-    """What is known of a request's body. `members` are the top-level members, still encoded."""
-
-    members: dict[str, Raw]
-    model: str | None
-    stream: bool
-    wants_usage: bool  # the caller asked for the usage chunk of a stream
-    choices: int  # n
-    max_tokens: int | None
-    best_of: int = 1  # answers that are made for a prompt, if more than are shown
 
 
 def parse_request(body: bytes, limits: Sequence[str] = OUTPUT_LIMITS) -> ModelRequest:
@@ -136,23 +150,10 @@ def estimate_input_tokens(request: ModelRequest) -> int:
         raw = request.members.get(name)
         if raw is not None:
             try:
-                size += _text_bytes(_anything.decode(raw))
+                size += text_bytes(_anything.decode(raw))
             except msgspec.DecodeError:  # the engine will have refused it
                 size += len(bytes(raw))
     return (size + 3) // 4
-
-
-def _text_bytes(value: Any) -> int:
-    """Bytes of text in messages, prompts or inputs; a token id counts as four, so that it is one token."""
-    if isinstance(value, str):
-        return len(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return 4
-    if isinstance(value, list):
-        return sum(_text_bytes(item) for item in value)
-    if isinstance(value, dict):
-        return sum(_text_bytes(value[name]) for name in ("content", "text") if name in value)
-    return 0
 
 
 def parse_object(body: bytes) -> dict[str, Raw]:
@@ -246,73 +247,22 @@ def _wants_usage(members: Mapping[str, Raw]) -> bool:
 # -- usage --
 
 
-class TokenCounts(msgspec.Struct, frozen=True):
-    """Counts of one answer; `input` includes `cached_input`, `output` includes `reasoning`."""
-
-    input: int
-    cached_input: int
-    output: int
-    reasoning: int
-    audio_ms: int = 0  # of audio that was transcribed
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | float | None = None
-
-
-class _OutputDetails(msgspec.Struct):
-    reasoning_tokens: int | float | None = None
-
-
-class EngineUsage(msgspec.Struct):
-    """A `usage` object as engines write it."""
-
-    prompt_tokens: int | float | None = None
-    completion_tokens: int | float | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _OutputDetails | None = None
-
-    def counts(self) -> TokenCounts:
-        """Clamped, so that the invariants hold whatever the engine says."""
-        prompt, output = _whole(self.prompt_tokens), _whole(self.completion_tokens)
-        cached = _whole(self.prompt_tokens_details.cached_tokens) if self.prompt_tokens_details else 0
-        details = self.completion_tokens_details
-        reasoning = _whole(details.reasoning_tokens) if details else 0
-        return TokenCounts(prompt, min(cached, prompt), output, min(reasoning, output))
+def counts_of(usage: EngineUsage) -> TokenCounts:
+    """An engine's counts, clamped, so that the invariants hold whatever it says."""
+    prompt, output = _whole(usage.prompt_tokens), _whole(usage.completion_tokens)
+    before, after = usage.prompt_tokens_details, usage.completion_tokens_details
+    cached = 0 if before is None else _whole(before.cached_tokens)
+    reasoning = 0 if after is None else _whole(after.reasoning_tokens)
+    return TokenCounts(
+        prompt, cached if cached < prompt else prompt, output, reasoning if reasoning < output else output
+    )
 
 
 def _whole(count: int | float | None) -> int:
-    return max(0, int(count)) if count is not None else 0
-
-
-class _Choice(msgspec.Struct):
-    finish_reason: str | None = None
-    text: Raw = Raw()
-    message: Raw = Raw()
-
-
-class PlainAnswer(msgspec.Struct):
-    """What is read of an answer that is not streamed."""
-
-    id: str | int | None = None
-    choices: list[_Choice] = []
-    usage: EngineUsage | None = None
-
-    @property
-    def finish_reason(self) -> str:
-        for choice in self.choices:
-            if choice.finish_reason:
-                return choice.finish_reason
-        return ""
-
-    def estimate_output_tokens(self) -> int:
-        """A token per four bytes of the answer's text."""
-        size = 0
-        for choice in self.choices:
-            for raw in (choice.text, choice.message):
-                if bytes(raw):
-                    size += _text_bytes(_anything.decode(raw))
-        return (size + 3) // 4
+    if count is None:
+        return 0
+    whole = int(count)
+    return whole if whole > 0 else 0
 
 
 _plain = msgspec.json.Decoder(PlainAnswer)

@@ -12,87 +12,27 @@ import re
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw
 
 from wire.openai import (
     EngineUsage,
     TokenCounts,
+    counts_of,
     engine_error_status,
     error_body,
     map_engine_error,
 )
+from wire.openai_chunks import Chunk, LooseChunk, StreamError
 from wire.sse import DONE, DONE_EVENT, EventSplitter, encode_event, event_data
 from wire.transcript import Transcript
 
-_NOTHING = (b"", b'""', b"null", b"[]", b"{}")
-
-
-class _Delta(msgspec.Struct):
-    content: Raw = Raw()
-    reasoning_content: Raw = Raw()
-    reasoning: Raw = Raw()
-    refusal: Raw = Raw()
-    tool_calls: Raw = Raw()
-    function_call: Raw = Raw()
-
-
-class _StreamChoice(msgspec.Struct):
-    index: int = 0
-    finish_reason: str | None = None
-    delta: _Delta | None = None
-    text: Raw = Raw()
-
-    def has_content(self) -> bool:
-        """True when the chunk carries something generated, be it text, reasoning or a tool call."""
-        if bytes(self.text) not in _NOTHING:
-            return True
-        delta = self.delta
-        return delta is not None and any(
-            bytes(part) not in _NOTHING
-            for part in (
-                delta.content,
-                delta.reasoning_content,
-                delta.reasoning,
-                delta.tool_calls,
-                delta.refusal,
-                delta.function_call,
-            )
-        )
-
-
-class _Chunk(msgspec.Struct):
-    id: str | int | None = None
-    object: str | None = None
-    created: int | float | None = None
-    model: str | None = None
-    choices: list[_StreamChoice] | None = None
-    usage: EngineUsage | UnsetType | None = UNSET
-    error: Raw | UnsetType = UNSET
-
-
-class _LooseChunk(msgspec.Struct):
-    """For an engine that gives other members types of its own: only what money depends on."""
-
-    choices: list[msgspec.Raw] | None = None
-    usage: EngineUsage | UnsetType | None = UNSET
-
-
-class StreamError(msgspec.Struct, frozen=True):
-    """An error object that came inside the stream."""
-
-    status: int
-    message: str
-    code: str
-    param: str | None
-
-
-_chunk = msgspec.json.Decoder(_Chunk)
+_chunk = msgspec.json.Decoder(Chunk)
 _usage = msgspec.json.Decoder(EngineUsage)
 # As vLLM and its like write the beginning of a choice.
 _TEXT = b'"choices":[{"index":0,"delta":{"content":"'
 _QUOTE, _COMMA, _BACKSLASH, _BRACE = b'",\\}'
 _NOT_ZERO = (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"9")
-_loose_chunk = msgspec.json.Decoder(_LooseChunk)
+_loose_chunk = msgspec.json.Decoder(LooseChunk)
 _members = msgspec.json.Decoder(dict[str, Raw])
 _encoder = msgspec.json.Encoder()
 # The usage member where engines put it: last. Tried first because it spares decoding the chunk once more.
@@ -133,7 +73,7 @@ class StreamFilter:
         self._latest_raw = b""  # newer than that of choice 0; decoded when somebody asks
         self._final: EngineUsage | None = None
         self._final_chunk = b""  # the final usage chunk as the engine wrote it, withheld until the end
-        self._last_chunk: _Chunk | None = None
+        self._last_chunk: Chunk | None = None
         self.chunks = 0  # events with data, errors and [DONE] not counted
         self.content_chunks = 0  # chunks that carried something generated and no count of it
         self.transcript: Transcript | None = None  # of these, until the engine has counted them after all
@@ -176,7 +116,7 @@ class StreamFilter:
     def counts(self) -> TokenCounts | None:
         """The latest counts of the whole answer, None when the engine has given none."""
         if self._final is not None:
-            return self._final.counts()
+            return counts_of(self._final)
         if self._latest_raw:
             raw, self._latest_raw = self._latest_raw, b""
             with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
@@ -186,7 +126,7 @@ class StreamFilter:
         prompts: dict[int, int] = {}
         output = cached = reasoning = 0
         for index, usage in self._latest.items():
-            counts = usage.counts()
+            counts = counts_of(usage)
             group = index // self.choices_per_prompt
             prompts[group] = max(prompts.get(group, 0), counts.input)
             output += counts.output
@@ -272,7 +212,7 @@ class StreamFilter:
             return b""
         return self._chunk_event(event, data, chunk)
 
-    def _chunk_event(self, event: bytes, data: bytes, chunk: _Chunk) -> bytes:
+    def _chunk_event(self, event: bytes, data: bytes, chunk: Chunk) -> bytes:
         if not self.chunks:
             self.engine_id = str(chunk.id or "")[:128]
             self._last_chunk = chunk

@@ -5,7 +5,6 @@ given so far, in tokens, counted since it last had nothing to ask for. The tenan
 who wait side by side get the same number of tokens, in few large calls or in many small ones.
 """
 
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from core.errors import FareboxError, RateLimited, Unavailable
@@ -18,23 +17,25 @@ _V = TypeVar("_V")
 _T = TypeVar("_T", bound="Ticket")
 
 
-@dataclass(slots=True, eq=False)
 class Ticket:
     """A call that waits. `tokens`: what it can come to at most, at least 1."""
 
-    org_id: str
-    project_id: str
-    tokens: int
-    since_ms: int = 0
+    __slots__ = ("org_id", "project_id", "since_ms", "tokens")
+
+    def __init__(self, org_id: str, project_id: str, tokens: int, since_ms: int = 0) -> None:
+        self.org_id, self.project_id = org_id, project_id
+        self.tokens, self.since_ms = tokens, since_ms
 
 
-@dataclass(slots=True)
 class _Tenant(Generic[_V]):
     """`next_start`: the virtual time at which its next call begins."""
 
-    inside: _V
-    next_start: int = 0
-    waiting: int = 0  # calls
+    __slots__ = ("inside", "next_start", "waiting")
+
+    def __init__(self, inside: _V) -> None:
+        self.inside = inside
+        self.next_start = 0
+        self.waiting = 0  # calls
 
 
 class _Level(Generic[_V]):
@@ -85,11 +86,13 @@ class _Level(Generic[_V]):
             del self._tenants[name]
 
 
-@dataclass(slots=True)
 class _Calls(Generic[_T]):
     """Of one project, oldest first; a dict, so that who hangs up leaves at once."""
 
-    tickets: dict[_T, None] = field(default_factory=dict)
+    __slots__ = ("tickets",)
+
+    def __init__(self) -> None:
+        self.tickets: dict[_T, None] = {}
 
 
 class FairQueue(Generic[_T]):

@@ -7,6 +7,7 @@ pipelined request waits for its turn.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -82,11 +83,10 @@ class _Candidate:
 class FastLaneProtocol(HttpToolsProtocol):
     """One connection of a caller."""
 
-    lane: FastLane
-    hot: HotRoutes
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, lane: FastLane, hot: HotRoutes, *arguments: Any, **named: Any) -> None:
+        """uvicorn's arguments come last."""
         super().__init__(*arguments, **named)
+        self.lane, self.hot = lane, hot
         self.deadline = _NEVER
         self.call: FastCall | None = None
         self.gone = False
@@ -176,6 +176,12 @@ class FastLaneProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self.headers = []
         self._in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_since = False, None
@@ -310,6 +316,6 @@ class FastLaneProtocol(HttpToolsProtocol):
             cycle.response_started = cycle.chunked_encoding = True
 
 
-def protocol_class(lane: FastLane, hot: HotRoutes) -> type[FastLaneProtocol]:
-    """For `uvicorn.Config(http=...)`."""
-    return type("BoundFastLaneProtocol", (FastLaneProtocol,), {"lane": lane, "hot": hot})
+def protocol_class(lane: FastLane, hot: HotRoutes) -> Any:
+    """For `uvicorn.Config(http=...)`, which calls it. No class of its own: a compiled one has no subclasses."""
+    return partial(FastLaneProtocol, lane, hot)

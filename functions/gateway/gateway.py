@@ -3,23 +3,18 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 from msgspec import structs
 
-from core.changes import Change
-from core.clock import Clock
 from core.errors import FareboxError, JournalFull, Unavailable
 from core.log import get_logger
-from core.settings import Settings
 from functions.gateway.activity import Activity
-from functions.gateway.control import ControlClient
 from functions.gateway.counting import COUNT_S, Counting
 from functions.gateway.deadlines import Deadlines
+from functions.gateway.dependencies import GatewayDependencies
 from functions.gateway.idempotency import Outcomes
-from functions.gateway.limiter import Limiter, Limiting, no_limits
-from functions.gateway.lookups import KeyAnswer, Lookups, RouteName
+from functions.gateway.limiter import Limiter, no_limits
+from functions.gateway.lookups import Lookups
 from functions.gateway.metrics import Metrics
 from functions.gateway.mirrors import Mirrors
 from functions.gateway.pending import Pending
@@ -27,44 +22,10 @@ from functions.gateway.places import Places
 from functions.gateway.record import CallRecord
 from functions.gateway.upstream import Upstream
 from functions.gateway.waking import WaitingRoom
-from metering.model import UsageEvent
-from serving.model import Route
 
 _log = get_logger(__name__)
 _DRAIN_LOOK_EVERY_S = 0.05
 _SETTLE_S = COUNT_S + 1.0
-
-
-class UsageJournal(Protocol):
-    """What a gateway needs of `metering.journal.Journal`."""
-
-    async def append(self, event: UsageEvent) -> None: ...
-
-    def append_nowait(self, event: UsageEvent, on_done: Callable[[Exception | None], None]) -> None: ...
-
-    def owe(self, event: UsageEvent, on_done: Callable[[Exception | None], None]) -> None: ...
-
-    def note_progress(self, event: UsageEvent) -> None: ...
-
-    def check(self) -> None: ...
-
-    def depth(self) -> tuple[int, int]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayDependencies:
-    """Everything a gateway is made of. The callables do SQL and are called in threads."""
-
-    settings: Settings
-    clock: Clock
-    journal: UsageJournal
-    control: ControlClient
-    find_principal: Callable[[str], KeyAnswer]  # by key hash: who holds it, or unknown | expired | revoked
-    resolve_route: Callable[[RouteName], Route | None]
-    list_routes: Callable[[RouteName], list[Route]]  # of a key; the model name is not looked at
-    poll_changes: Callable[[int], list[Change]]  # the change feed after a sequence number
-    last_seq: Callable[[], int]  # the newest sequence number of the change feed
-    limiting: Limiting | None = None  # None: no limits and no budgets
 
 
 class Gateway:

@@ -20,10 +20,11 @@ from core.version import VERSION
 from functions.api_page import install_api_page
 from functions.gateway import openapi
 from functions.gateway.azure_info import add_azure_info
+from functions.gateway.dependencies import GatewayDependencies
 from functions.gateway.exchange import Message, Receive, Scope, Send, error_headers
 from functions.gateway.fast_lane import FastLane
-from functions.gateway.fast_protocol import FastLaneProtocol, protocol_class
-from functions.gateway.gateway import Gateway, GatewayDependencies
+from functions.gateway.fast_protocol import protocol_class
+from functions.gateway.gateway import Gateway
 from functions.gateway.hot import HotRoutes, authenticate, route_name, unknown_model
 from functions.gateway.metrics_page import add_metrics
 from functions.gateway.proxy import ControlProxy
@@ -70,7 +71,7 @@ def create_gateway(dependencies: GatewayDependencies) -> FastAPI:
     return app
 
 
-def fast_protocol(app: FastAPI) -> type[FastLaneProtocol]:
+def fast_protocol(app: FastAPI) -> Any:
     """For `uvicorn.Config(http=...)`: the fast lane before the application. Needs a running event loop."""
     assert isinstance(app, _GatewayApp), "made by create_gateway"
     return protocol_class(FastLane(app.state.gateway), app.hot)

@@ -7,9 +7,8 @@ is taken before the first load.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
@@ -56,8 +55,7 @@ class PolicySource(Protocol):
     def read_balances(self, since_version: int) -> list[Balance]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Limiting:
+class Limiting(NamedTuple):
     """What a limiter is made of. Without a `source` the book stays as it is."""
 
     admission: Admission

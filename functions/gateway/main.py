@@ -94,7 +94,3 @@ async def _end_with_parent(server: uvicorn.Server) -> None:
     server.should_exit = True
     await asyncio.sleep(_ORPHAN_GRACE_S)
     server.force_exit = True
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from typing import Any
 
 from functions.gateway.origin import Origin
 from functions.gateway.upstream_protocol import ServerGone, UpstreamConnection
@@ -54,13 +55,18 @@ class Pool:
         context = self._context() if origin.tls else None
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await self._loop.create_connection(
-                    lambda: UpstreamConnection(origin, self._free), origin.host, origin.port, ssl=context
+                _, made = await self._loop.create_connection(
+                    lambda: self._protocol(origin), origin.host, origin.port, ssl=context
                 )
         except (OSError, TimeoutError) as error:
             raise ServerGone(type(error).__name__) from error
+        connection: UpstreamConnection = made
         self._all.add(connection)
         return connection
+
+    def _protocol(self, origin: Origin) -> Any:
+        """Any: it has a protocol's methods, and is not derived from asyncio's class."""
+        return UpstreamConnection(origin, self._free)
 
     def expire(self, now: float) -> None:
         """Close what was idle for too long."""

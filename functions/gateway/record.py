@@ -22,6 +22,7 @@ from wire.openai import (
     ModelRequest,
     Operation,
     TokenCounts,
+    counts_of,
     estimate_input_tokens,
     map_engine_error,
     parse_answer,
@@ -150,7 +151,7 @@ class CallRecord:
             raise UpstreamFailed("The model server's answer could not be understood.")
         self.engine_id = str(answer.id or "")[:128]
         self.finish_reason = answer.finish_reason
-        self.counts = answer.usage.counts() if answer.usage is not None else None
+        self.counts = counts_of(answer.usage) if answer.usage is not None else None
         if self.operation != "embeddings" and (self.counts is None or not self.counts.output):
             said = self._transcript = transcript.of_answer(body)
             size = said.text_bytes()

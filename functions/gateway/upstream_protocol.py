@@ -42,8 +42,11 @@ class AnswerSink(Protocol):
     def answer_failed(self, error: ServerGone | UpstreamFailed) -> None: ...
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """Serves one request at a time; `free` is called when it can take the next one."""
+class UpstreamConnection:
+    """Serves one request at a time; `free` is called when it can take the next one.
+
+    An `asyncio.Protocol`, but not derived from it, so that it can be compiled.
+    """
 
     __slots__ = (
         "_began",

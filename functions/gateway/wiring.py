@@ -19,7 +19,7 @@ from core.database import Database, open_database
 from core.errors import Conflict
 from core.settings import Settings
 from functions.gateway.control import ControlClient
-from functions.gateway.gateway import GatewayDependencies
+from functions.gateway.dependencies import GatewayDependencies
 from functions.gateway.limiter import Limiting
 from functions.gateway.lookups import KeyAnswer, RouteName
 from metering.journal import Journal

@@ -131,7 +131,7 @@ def test_a_gateway_that_is_killed_in_the_middle_of_calls(setting: Setting, strea
     with ThreadPoolExecutor(8) as callers:
         running_calls = [callers.submit(call) for _ in range(8)]
         time.sleep(2)
-        (gateway,) = setting.platform.running("functions.gateway.main")
+        (gateway,) = setting.platform.running("functions.gateway")
         gateway.kill()
         for each in running_calls:
             each.result(30)

@@ -28,7 +28,7 @@ from core.settings import Settings
 from functions.budgets import BudgetKeeper
 from functions.event_intake import EventIntake
 from functions.gateway.control import ControlClient
-from functions.gateway.gateway import GatewayDependencies
+from functions.gateway.dependencies import GatewayDependencies
 from functions.gateway.handler import create_gateway, fast_protocol
 from functions.gateway.limiter import Limiting
 from functions.gateway.wiring import GATEWAY_NAME, _Reads

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from core.errors import BadRequest, RateLimited, Unauthenticated
 from wire.openai import (
     TokenCounts,
+    counts_of,
     error_body,
     estimate_input_tokens,
     map_engine_error,
@@ -102,7 +103,7 @@ def test_answers() -> None:
     answer = parse_answer(json.dumps(body).encode())
     assert answer is not None
     assert answer.usage is not None
-    assert answer.usage.counts() == TokenCounts(5, 3, 2, 0)
+    assert counts_of(answer.usage) == TokenCounts(5, 3, 2, 0)
     assert (answer.finish_reason, answer.estimate_output_tokens()) == ("stop", 2)
     odd = parse_answer(json.dumps(body | {"choices": "strange"}).encode())
     assert odd is not None

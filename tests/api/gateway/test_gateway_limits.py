@@ -15,7 +15,7 @@ from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
 from access.admission.model import Balance, Budget, Limits, ScopePolicy
 from access.model import Principal
-from functions.gateway.gateway import GatewayDependencies
+from functions.gateway.dependencies import GatewayDependencies
 from functions.gateway.limiter import Limiting
 from serving.model import Tariff
 from tests.gateway_fixture import MODEL, PROJECT_KEY, RunningGateway

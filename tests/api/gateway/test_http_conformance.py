@@ -210,8 +210,7 @@ def test_one_byte_at_a_time(gateway: RunningGateway) -> None:
 
 def served(gateway: RunningGateway) -> int:
     """By the fast lane."""
-    assert gateway.protocol is not None
-    return gateway.protocol.lane.served
+    return gateway.fast_lane.served
 
 
 def test_which_requests_the_fast_lane_serves(gateway: RunningGateway) -> None:
