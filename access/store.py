@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from access.keys import NewKey, make_key
@@ -10,10 +10,12 @@ from access.model import ApiKey, KeySlot, KeyStatus, Organization, Principal, Pr
 from access.sealer import Sealer
 from access.tables import api_keys, organizations, projects
 from core.changes import record_change
-from core.errors import Conflict, Invalid, NotFound
+from core.errors import Conflict, Invalid, NotFound, RateLimited
 from core.ids import new_id
 
 SLOTS: tuple[KeySlot, KeySlot] = ("primary", "secondary")
+TOKEN_SLOT = "token"  # of an endpoint's short-lived keys
+MAX_TOKENS = 1000  # in force at once, of one endpoint
 
 _KEY_COLUMNS = [c for c in api_keys.c if c.name not in ("key_hash", "sealed")]
 _PROJECT_COLUMNS = [
@@ -265,8 +267,43 @@ def regenerate_endpoint_key(
     return endpoint_keys(connection, endpoint_id, sealer)
 
 
+def issue_endpoint_token(
+    connection: Connection, endpoint_id: str, org_id: str, project_id: str, now_ms: int, life_ms: int
+) -> str:
+    """A key of the endpoint that is good for `life_ms` and shown this once; RateLimited when too many are in force.
+
+    Tokens that expired are forgotten.
+    """
+    mine = and_(api_keys.c.endpoint_id == endpoint_id, api_keys.c.slot == TOKEN_SLOT)
+    connection.execute(delete(api_keys).where(mine, api_keys.c.expires_ms <= now_ms))
+    in_force = connection.execute(
+        select(func.count()).select_from(api_keys).where(mine, api_keys.c.revoked_ms == 0)
+    ).scalar_one()
+    if in_force >= MAX_TOKENS:
+        raise RateLimited(
+            f"{in_force} tokens of this endpoint are in force; use one of them until it expires",
+            retry_after_s=60,
+        )
+    new = make_key("endpoint")
+    key = ApiKey(
+        id=new_id("key", now_ms),
+        kind="endpoint",
+        name=TOKEN_SLOT,
+        hint=new.hint,
+        org_id=org_id,
+        project_id=project_id,
+        endpoint_id=endpoint_id,
+        slot=TOKEN_SLOT,
+        created_ms=now_ms,
+        expires_ms=now_ms + life_ms,
+        revoked_ms=0,
+    )
+    _insert_key(connection, key, new)
+    return new.text
+
+
 def revoke_endpoint_keys(connection: Connection, endpoint_id: str, now_ms: int) -> None:
-    """Close both keys of an endpoint that is deleted."""
+    """Close both keys of an endpoint that is deleted, and its tokens."""
     _revoke(connection, api_keys.c.endpoint_id == endpoint_id, now_ms)
 
 
@@ -287,7 +324,7 @@ def _issue_endpoint_key(
 
 
 def _living(endpoint_id: str) -> Any:
-    return and_(api_keys.c.endpoint_id == endpoint_id, api_keys.c.revoked_ms == 0)
+    return and_(api_keys.c.endpoint_id == endpoint_id, api_keys.c.revoked_ms == 0, api_keys.c.slot.in_(SLOTS))
 
 
 # --- shared ---------------------------------------------------------------------------------------

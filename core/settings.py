@@ -45,6 +45,8 @@ class Settings:
     upstream_total_timeout_s: int = 3600  # from sending a call to the end of its answer
     scale_to_zero_after_s: int = 300  # a server without calls for this long is stopped
     start_timeout_s: int = 900  # a server that is not healthy by then has failed
+    online_instances_max: int = 0  # quota of instances of online deployments together; 0: what fits
+    online_model_max_bytes: int = 50 * 1024 * 1024 * 1024  # largest model that a deployment copies
     journal_max_bytes: int = 1024 * 1024 * 1024  # usage not yet on the ledger; calls are refused beyond
     minute_lateness_s: int = 60  # a usage minute closes this long after its end
     two_person_prices: int = 0  # 1: a changed price waits until a second admin key approves it

@@ -12,6 +12,7 @@ from starlette.routing import Match, Route
 from core.errors import BadRequest, Conflict, FareboxError, Invalid, NotFound, Unavailable
 from core.log import get_logger
 from functions.console.middleware import error_document, problem_headers
+from functions.console.online_shapes import INLINE
 
 _log = get_logger(__name__)
 _SHOWN = 10
@@ -107,7 +108,11 @@ def _as_error(error: RequestValidationError, content_type: str) -> FareboxError:
 def _fault(fault: Any) -> tuple[str, str]:
     """Which field, and what was expected of it."""
     context = fault.get("ctx", {})
-    steps = [str(step) for step in fault["loc"] if step not in ("body", "query", "path", "header")]
+    steps = [
+        str(step)
+        for step in fault["loc"]
+        if step not in ("body", "query", "path", "header") and not str(step).startswith(INLINE)
+    ]
     if "field" in context:  # our own check of names, see `shapes.Input`
         steps.append(str(context["field"]))
     message = str(fault["msg"])

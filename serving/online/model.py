@@ -84,3 +84,15 @@ class Operation:
     ended_ms: int | None = None
     error: dict[str, Any] | None = field(default=None, hash=False)  # {"code", "message"}
     detail: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A registered model or environment in one version."""
+
+    id: str
+    kind: str
+    name: str
+    version: str
+    document: dict[str, Any] = field(hash=False)
+    created_ms: int

@@ -110,7 +110,7 @@ class DeploymentSpec(_Json):
     `kind` follows from what was given: a scoring script, else an MLflow model, else the user's own server, else a
     model of the catalog. `model` is the reference as it was written; `model_path` is "" when there is no local model.
     `command` is the user's own HTTP server: `{port}` in it becomes the instance's port, as `$PORT` in its environment.
-    `sources` keeps what the user's own paths were (`model`, `code`), for people; the `…_digest` tell a changed copy.
+    `document` is what was sent, with the user's own paths; the `…_digest` tell a changed copy.
     """
 
     name: str
@@ -144,8 +144,13 @@ class DeploymentSpec(_Json):
     egress_public_network_access: Switch = "enabled"
     tags: dict[str, str] = field(default_factory=dict, hash=False)
     description: str = ""
-    sources: dict[str, str] = field(default_factory=dict, hash=False)
+    document: dict[str, Any] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()  # fields that were accepted and have no effect here, each with the reason
+
+    @property
+    def model_dir(self) -> str:
+        """What a script knows as AZUREML_MODEL_DIR: the folder that the model's folder or file is in; "" for none."""
+        return self.model_path.rpartition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,7 @@ class EndpointSpec(_Json):
     compute: str = ""
     tags: dict[str, str] = field(default_factory=dict, hash=False)
     properties: dict[str, str] = field(default_factory=dict, hash=False)
+    document: dict[str, Any] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
 
 

@@ -236,12 +236,13 @@ def finish_provisioning(
     )
     ended = end_operations(connection, deployment_id, failure, now_ms)
     if failure is None and any(each.detail.get("all_traffic") for each in ended):
-        _give_all_traffic(connection, found, now_ms)
+        give_all_traffic(connection, found, now_ms)
     _changed(connection, found, now_ms)
     return True
 
 
-def _give_all_traffic(connection: Connection, deployment: OnlineDeployment, now_ms: int) -> None:
+def give_all_traffic(connection: Connection, deployment: OnlineDeployment, now_ms: int) -> None:
+    """The endpoint's whole live traffic goes to the deployment, and no copies do."""
     endpoint = find_online_endpoint(connection, deployment.endpoint_id)
     assert endpoint is not None, "an endpoint's row is kept"
     mirror = {name: share for name, share in endpoint.spec.mirror_traffic.items() if name != deployment.name}

@@ -1,6 +1,6 @@
 """Tables of online endpoints, their deployments, and the operations that change them."""
 
-from sqlalchemy import BigInteger, Column, Index, Integer, Table, Text, text
+from sqlalchemy import BigInteger, Column, Index, Integer, Table, Text, UniqueConstraint, text
 
 from core.database import metadata
 
@@ -64,4 +64,17 @@ operations = Table(
     Index("ix_operations_endpoint_id", "endpoint_id", "state"),
     Index("ix_operations_target", "target", "state"),
     Index("ix_operations_ended_ms", "ended_ms"),
+)
+
+# Registered models and environments.
+assets = Table(
+    "assets",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),  # model | environment
+    Column("name", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("document", Text, nullable=False),  # JSON: the YAML's fields, with absolute paths
+    Column("created_ms", BigInteger, nullable=False),
+    UniqueConstraint("kind", "name", "version"),
 )

@@ -1,0 +1,453 @@
+"""From a document (Azure ML's YAML fields, already of the right types) to a specification.
+
+What follows from other fields is decided here: the kind of deployment, which model is meant, what has no effect on
+one machine. Reads small files that the document names (a conda file, requirements), nothing else.
+"""
+
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from core.errors import Invalid
+from serving.endpoints import check_name, check_tags
+from serving.online import quantities
+from serving.online.references import Reference, name_and_version, parse_reference
+from serving.online.spec import (
+    INSTANCE_TYPE,
+    DeploymentSpec,
+    EndpointSpec,
+    InferenceRoute,
+    InferenceRoutes,
+    Probe,
+    RequestSettings,
+    ResourceAmounts,
+    Resources,
+    ScaleSettings,
+    SpecKind,
+    Target,
+)
+from wire.yaml_source import parse_yaml
+
+MAX_TEXT_FILE = 256 * 1024
+MAX_VARIABLES = 200
+_READ_ONLY = (
+    "id",
+    "kind",
+    "scoring_uri",
+    "openapi_uri",
+    "swagger_uri",
+    "provisioning_state",
+    "creation_context",
+)
+Document = Mapping[str, Any]
+
+# Kind (`model`, `environment`), name, version ("" for the latest) to a registered document; None: there is none.
+FindAsset = Callable[[str, str, str], "dict[str, Any] | None"]
+# A name to the id of the catalog's model, None when the catalog has none of that name.
+FindModel = Callable[[str], "str | None"]
+
+
+@dataclass(slots=True)
+class Assembled:
+    """A specification whose copies are still to be made. Paths are the user's; None: keep the copy that there is."""
+
+    spec: DeploymentSpec
+    model_id: str = ""
+    code: str | None = None
+    model: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+# --- endpoints ------------------------------------------------------------------------------------
+
+
+def endpoint_spec(document: Document) -> EndpointSpec:
+    """The endpoint; its traffic is not checked here, for that needs its deployments."""
+    notes = _notes(document, ("location", "identity", *_READ_ONLY))
+    target = _target(document)
+    auth_mode = document.get("auth_mode", "key")
+    if target == "kubernetes":
+        notes.append("compute: the deployments run on this machine")
+        if auth_mode == "aad_token":
+            raise Invalid("auth_mode: endpoints on Kubernetes take key or aml_token", param="auth_mode")
+    _check_identity(document.get("identity"))
+    return EndpointSpec(
+        name=check_name(document.get("name")),
+        description=document.get("description") or "",
+        target=target,
+        auth_mode=auth_mode,
+        public_network_access=document.get("public_network_access", "enabled"),
+        identity=document.get("identity"),
+        compute=document.get("compute") or "",
+        tags=check_tags(_texts(document.get("tags"))),
+        properties=check_tags(_texts(document.get("properties")), "properties"),
+        document=dict(document),
+        notes=tuple(notes),
+    )
+
+
+def _check_identity(identity: Document | None) -> None:
+    if identity and identity.get("type") == "user_assigned" and not identity.get("user_assigned_identities"):
+        raise Invalid(
+            "identity.user_assigned_identities: the field is missing; type user_assigned needs it",
+            param="identity.user_assigned_identities",
+        )
+
+
+def _target(document: Document) -> Target:
+    kubernetes = (
+        document.get("type") == "kubernetes"
+        or bool(document.get("compute"))
+        or "kubernetes" in str(document.get("$schema", "")).lower()
+    )
+    return "kubernetes" if kubernetes else "managed"
+
+
+# --- deployments ----------------------------------------------------------------------------------
+
+
+def deployment_spec(
+    document: Document,
+    find_asset: FindAsset,
+    find_model: FindModel,
+    *,
+    kept: DeploymentSpec | None = None,
+    touched: frozenset[str] | None = None,
+) -> Assembled:
+    """The deployment that `document` describes.
+
+    With `kept`, the deployment as it was, the copies of code and model stay unless `touched` names their field.
+    """
+    made = Assembled(DeploymentSpec(name=check_name(document.get("name")), kind="script"))
+    made.notes = _notes(document, (*_READ_ONLY, "properties"))
+    model = _model(document, find_asset, find_model, made)
+    environment = _environment(document, find_asset, made.notes)
+    reuse = kept if kept is not None and touched is not None else None
+    keep_code = reuse is not None and "code_configuration" not in (touched or ())
+    keep_model = reuse is not None and "model" not in (touched or ())
+    code = document.get("code_configuration") or {}
+    made.code = None if keep_code or not code else code.get("code")
+    made.model = None if keep_model else (model.path or None)
+    folder = (kept.model_path if kept and keep_model else model.path) if model.path else ""
+    kind = _kind(document, model, environment, folder)
+    if code:
+        _check_script(code, kept.code_path if kept and keep_code else str(code.get("code")), made)
+    made.model_id = model.catalog_id if kind == "catalog" else ""
+    target = _target(document)
+    made.spec = DeploymentSpec(
+        name=made.spec.name,
+        kind=kind,
+        target=target,
+        model=model.written,
+        model_name=model.name,
+        model_version=model.version,
+        model_path=kept.model_path if kept and keep_model and model.path else "",
+        model_digest=kept.model_digest if kept and keep_model and model.path else "",
+        model_mount_path=document.get("model_mount_path") or "",
+        code_path=kept.code_path if kept and keep_code and code else "",
+        code_digest=kept.code_digest if kept and keep_code and code else "",
+        scoring_script=code.get("scoring_script") or "",
+        command=_command(document.get("command")),
+        environment=environment,
+        environment_variables=_variables(document.get("environment_variables")),
+        instance_type=document.get("instance_type") or INSTANCE_TYPE,
+        instance_count=document.get("instance_count", 1),
+        request_settings=RequestSettings(**(document.get("request_settings") or {})),
+        liveness_probe=_probe(document, "liveness_probe", environment),
+        readiness_probe=_probe(document, "readiness_probe", environment),
+        routes=_routes(environment),
+        resources=_resources(document.get("resources") or {}),
+        scale=_scale(document, target),
+        strategy=document.get("strategy", "rolling"),
+        app_insights_enabled=bool(document.get("app_insights_enabled")),
+        data_collector=document.get("data_collector"),
+        egress_public_network_access=document.get("egress_public_network_access", "enabled"),
+        tags=check_tags(_texts(document.get("tags"))),
+        description=document.get("description") or "",
+        document=_frozen(document, environment),
+    )
+    _check_timeout(made.spec)
+    _note_local(document, made)
+    return made
+
+
+def _frozen(document: Document, environment: Document | None) -> dict[str, Any]:
+    """The document with what its files said: a later change of one field must not pick up other edits."""
+    stored = dict(document)
+    if environment is not None:
+        stored["environment"] = dict(environment)
+    return stored
+
+
+def _model(document: Document, find_asset: FindAsset, find_model: FindModel, made: Assembled) -> Reference:
+    given = document.get("model")
+    reference = parse_reference(given, find_asset, find_model)
+    if reference.type == "triton_model":
+        raise Invalid(
+            "model.type: a Triton repository needs Triton's own server, which comes as a container image, and so a "
+            "cluster; on one machine give a script, an MLflow model or a command",
+            param="model.type",
+        )
+    return reference
+
+
+def _kind(document: Document, model: Reference, environment: Document | None, folder: str) -> SpecKind:
+    is_mlflow = bool(folder) and (Path(folder) / "MLmodel").is_file()
+    inference = bool(environment and environment.get("inference_config"))
+    if document.get("command"):
+        return "command"
+    if inference:
+        raise Invalid(
+            "environment.inference_config: a server of one's own that comes as an image needs a cluster; on one "
+            'machine say how to start it, e.g. command: "python server.py --port {port}"',
+            param="command",
+        )
+    if document.get("code_configuration"):
+        if is_mlflow and not environment:
+            raise Invalid(
+                "environment: the field is missing; a script for an MLflow model needs one",
+                param="environment",
+            )
+        return "script"
+    if is_mlflow:
+        return "mlflow"
+    if model.catalog_id:
+        return "catalog"
+    if model.path:
+        expected = (
+            "an MLmodel file in it"
+            if model.type != "mlflow_model"
+            else "the MLmodel file that type mlflow_model promises"
+        )
+        raise Invalid(
+            f"model.path: found neither {expected} nor a code_configuration, so nothing says how to call the model; "
+            "add code_configuration with code and scoring_script",
+            param="code_configuration",
+        )
+    raise Invalid(
+        "model: give a model, a code_configuration with a scoring script, or a command that starts a server",
+        param="model",
+    )
+
+
+def _check_script(code: Document, folder: str, made: Assembled) -> None:
+    script = code.get("scoring_script")
+    if not script:
+        raise Invalid(
+            "code_configuration.scoring_script: the field is missing",
+            param="code_configuration.scoring_script",
+        )
+    if not folder or not os.path.isabs(folder):
+        return  # refused when it is copied
+    inside = os.path.normpath(script)
+    if os.path.isabs(script) or inside.startswith(".."):
+        raise Invalid(
+            f"code_configuration.scoring_script: expected a path below the code folder, got {script!r:.200}",
+            param="code_configuration.scoring_script",
+        )
+    if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, inside)):
+        raise Invalid(
+            f"code_configuration.scoring_script: there is no {script!r:.200} in {folder!r:.200}",
+            param="code_configuration.scoring_script",
+        )
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def _environment(document: Document, find_asset: FindAsset, notes: list[str]) -> dict[str, Any] | None:
+    given = document.get("environment")
+    if given is None:
+        return None
+    if isinstance(given, str):
+        name, version = name_and_version(given)
+        found = find_asset("environment", name, version)
+        if found is None:
+            raise Invalid(
+                f"environment: there is no registered environment {given!r:.100}; register it with farebox "
+                "environment create -f, or write it out with conda_file",
+                param="environment",
+            )
+        given = found
+    made = environment_fields(given, "environment.")
+    for name, why in (
+        ("image", "an image is used in a cluster; here the other fields make the environment"),
+        ("build", "an image is built for a cluster; here the other fields make the environment"),
+    ):
+        if made.get(name):
+            notes.append(f"environment.{name}: {why}")
+    return made
+
+
+def environment_fields(given: Document, prefix: str) -> dict[str, Any]:
+    """An environment with what its files say in place of their paths; `prefix` begins the names of fields."""
+    made = {key: value for key, value in given.items() if value is not None}
+    if isinstance(made.get("conda_file"), str):
+        made["conda_file"] = _conda(made["conda_file"], f"{prefix}conda_file")
+    if isinstance(made.get("requirements_file"), str):
+        made["requirements"] = _read(made.pop("requirements_file"), f"{prefix}requirements_file").splitlines()
+    if not {"conda_file", "requirements", "image", "build"} & set(made):
+        raise Invalid(
+            f"{prefix}conda_file: the field is missing; an environment is made by conda_file, requirements_file or image",
+            param=f"{prefix}conda_file",
+        )
+    return made
+
+
+def _conda(path: str, param: str) -> Any:
+    try:
+        value = parse_yaml(_read(path, param)).value
+    except Invalid as error:
+        if error.param == param:
+            raise
+        raise Invalid(f"{param}: {path}: {error.message}", param=param) from None
+    if not isinstance(value, dict):
+        raise Invalid(f"{param}: {path}: expected fields such as `dependencies`", param=param)
+    return value
+
+
+def _read(path: str, param: str) -> str:
+    if not os.path.isabs(path):
+        raise Invalid(f"{param}: expected an absolute path, got {path!r:.200}", param=param)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_TEXT_FILE + 1)
+        text = content.decode()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Invalid(f"{param}: {path!r:.200} cannot be read: {reason}", param=param) from None
+    if len(content) > MAX_TEXT_FILE:
+        raise Invalid(f"{param}: {path!r:.200} is larger than {MAX_TEXT_FILE // 1024} KiB", param=param)
+    return text
+
+
+def _command(given: object) -> tuple[str, ...]:
+    if not given:
+        return ()
+    if isinstance(given, list):
+        return tuple(given)
+    try:
+        return tuple(shlex.split(str(given)))
+    except ValueError as error:
+        raise Invalid(f"command: {error}; write it as a list instead", param="command") from None
+
+
+def _variables(given: Document | None) -> dict[str, str]:
+    made: dict[str, str] = {}
+    for name, value in (given or {}).items():
+        param = f"environment_variables.{name[:60]}"
+        if not name or "=" in name or "\0" in name:
+            raise Invalid(f"{param}: not a name that an environment variable may have", param=param)
+        if name in ("PORT", "FAREBOX_REPLICA_ID") or value is None:
+            why = "it is set for each instance" if value is not None else "the value is missing"
+            raise Invalid(f"{param}: {why}", param=param)
+        made[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    if len(made) > MAX_VARIABLES:
+        raise Invalid(
+            f"environment_variables: at most {MAX_VARIABLES}, got {len(made)}", param="environment_variables"
+        )
+    return made
+
+
+def _probe(document: Document, name: str, environment: Document | None) -> Probe:
+    given = dict(document.get(name) or {})
+    route = _routes(environment)
+    path = (route.liveness if name == "liveness_probe" else route.readiness).path
+    return Probe(**given, path=path)
+
+
+def _routes(environment: Document | None) -> InferenceRoutes:
+    given = (environment or {}).get("inference_config") or {}
+    made = {
+        part: InferenceRoute(**given[f"{part}_route"])
+        for part in ("scoring", "liveness", "readiness")
+        if given.get(f"{part}_route")
+    }
+    return InferenceRoutes(**made)
+
+
+def _resources(given: Document) -> Resources:
+    def amounts(part: str) -> ResourceAmounts:
+        found = given.get(part) or {}
+        where = f"resources.{part}"
+        return ResourceAmounts(
+            quantities.cpu_milli(found.get("cpu") or 0, f"{where}.cpu"),
+            quantities.memory_bytes(found.get("memory") or 0, f"{where}.memory"),
+            quantities.gpu_count(found.get("nvidia.com/gpu") or 0, f"{where}.nvidia.com/gpu"),
+        )
+
+    made = Resources(amounts("requests"), amounts("limits"))
+    for name, part in (("cpu_milli", "cpu"), ("memory_bytes", "memory"), ("gpus", "nvidia.com/gpu")):
+        least, most = getattr(made.requests, name), getattr(made.limits, name)
+        if most and least > most:
+            param = f"resources.limits.{part}"
+            raise Invalid(f"{param}: the limit is below the request", param=param)
+    return made
+
+
+def _scale(document: Document, target: Target) -> ScaleSettings:
+    given = dict(document.get("scale_settings") or {})
+    kind = given.pop("type", "default")
+    interval = given.pop("polling_interval", None)
+    if interval is not None:
+        given["polling_interval_s"] = quantities.duration_s(interval, "scale_settings.polling_interval")
+    made = ScaleSettings(kind=kind, **given)
+    if made.kind == "target_utilization" and made.max_instances < max(1, made.min_instances):
+        raise Invalid(
+            f"scale_settings.max_instances: {made.max_instances} is below min_instances, {made.min_instances}",
+            param="scale_settings.max_instances",
+        )
+    return made
+
+
+def _check_timeout(spec: DeploymentSpec) -> None:
+    most = 300_000 if spec.target == "kubernetes" else 180_000
+    if spec.request_settings.request_timeout_ms > most:
+        param = "request_settings.request_timeout_ms"
+        raise Invalid(
+            f"{param}: at most {most} for type {spec.target}, got {spec.request_settings.request_timeout_ms}",
+            param=param,
+        )
+
+
+def _note_local(document: Document, made: Assembled) -> None:
+    spec, notes = made.spec, made.notes
+    if document.get("instance_type") and spec.instance_type != INSTANCE_TYPE:
+        notes.append("instance_type: instances are processes on this machine")
+    if spec.app_insights_enabled:
+        notes.append("app_insights_enabled: metrics and logs are always kept, by the platform itself")
+    if spec.target == "kubernetes":
+        notes.append("type: instances are processes on this machine")
+    if spec.kind == "script" and spec.environment is None:
+        notes.append("environment: none is given; the script runs with the packages of the scoring server")
+    made.spec = replace(spec, notes=tuple(notes))
+
+
+def _notes(document: Document, names: tuple[str, ...]) -> list[str]:
+    found = ["$schema: which document it is follows from the command"] if document.get("$schema") else []
+    said = {
+        "location": "there is one place, this machine",
+        "identity": "processes run as the server's own user",
+        "properties": "kept with the document, nothing reads them",
+    }
+    for name in names:
+        if document.get(name) is not None:
+            found.append(f"{name}: {said.get(name, 'is decided by the server')}")
+    return found
+
+
+def _texts(given: Document | None) -> dict[str, Any] | None:
+    """Tags as people write them: a number or a yes is taken for its text."""
+    if given is None:
+        return None
+    return {
+        name: str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+        if isinstance(value, int | float)
+        else value
+        for name, value in given.items()
+    }
