@@ -18,8 +18,11 @@ from core.settings import Settings
 from metering.engine_counters import ReadingReason
 from serving import store
 from serving.counters import CountedServer, CounterReader
+from serving.environments import VirtualEnvironments
 from serving.launch import Launcher
 from serving.model import LiveStatus, Replica, WakeStatus
+from serving.online.launch import Environments, OnlineLauncher
+from serving.online.runtime import OnlineRuntime
 from serving.recovery import recover
 from serving.run import Recorder, Surroundings, Timing
 from serving.supervision import Supervisor
@@ -43,8 +46,12 @@ class LocalRuntime:
         *,
         launcher: Launcher | None = None,
         timing: Timing | None = None,
+        environments: Environments | None = None,
     ) -> None:
-        """`launcher` makes the commands (default: vLLM's), `timing` is made of the settings by default."""
+        """`launcher` makes the commands of catalog models (default: vLLM's), `environments` those that scripts run in.
+
+        `timing` is made of the settings by default.
+        """
         if timing is None:
             timing = Timing(settings.start_timeout_s * 1000, settings.scale_to_zero_after_s * 1000)
         self._around = Surroundings(
@@ -57,6 +64,10 @@ class LocalRuntime:
         )
         self.counters = CounterReader(db, clock, self.counted_servers)
         self._around.read_counters = self._read_counters
+        online_launcher = OnlineLauncher(
+            db, self._around.launcher, environments or VirtualEnvironments(settings)
+        )
+        self._online = OnlineRuntime(self._around, online_launcher)
         self._supervisors: dict[str, Supervisor] = {}
         self._recovery: asyncio.Task[None] | None = None
         self._stopping = False
@@ -71,6 +82,9 @@ class LocalRuntime:
         """
         await self.recovered()
         wait_ms = min(max(0, wait_ms), _MAX_WAIT_MS)
+        online = await self._online.wake(deployment_id, wait_ms)
+        if online is not None:
+            return online
         found = self._supervisors.get(deployment_id)
         if found is None or not found.running:
             attached = await asyncio.to_thread(self._attached, deployment_id)
@@ -84,15 +98,19 @@ class LocalRuntime:
         Told of what changed, and every second of deployments with calls in flight.
         """
         for deployment_id, calls in activity.items():
+            in_flight, last_ms = calls.get("in_flight", 0), calls.get("last_ms", 0)
             found = self._supervisors.get(deployment_id)
             if found is not None:
-                found.report(calls.get("in_flight", 0), calls.get("last_ms", 0))
+                found.report(in_flight, last_ms)
+            else:
+                self._online.report(deployment_id, in_flight, last_ms)
 
     # --- asked by the console -------------------------------------------------------------------
 
     def status(self) -> dict[str, LiveStatus]:
         """Every deployment woken since the start; `serving.view` has the whole picture."""
-        return {each.deployment_id: each.live_status() for each in list(self._supervisors.values())}
+        pools = {each.deployment_id: each.live_status() for each in list(self._supervisors.values())}
+        return pools | self._online.status()
 
     def tail_log(self, deployment_id: str, lines: int) -> str:
         """The last lines that the deployment's newest server wrote; of one that never began, why not."""
@@ -159,7 +177,7 @@ class LocalRuntime:
             await asyncio.wait([self._recovery])  # what it adopts would outlive us
         self._stopping = True
         stopping = [each.stop("the platform is stopping") for each in list(self._supervisors.values())]
-        await asyncio.gather(*stopping)
+        await asyncio.gather(*stopping, self._online.stop_all("the platform is stopping"))
         await self._around.recorder.flush()
 
     # --- inside ---------------------------------------------------------------------------------
@@ -178,6 +196,7 @@ class LocalRuntime:
 
     async def _look(self) -> None:
         await self._around.recorder.flush()
+        await self._online.look()
         running = [each for each in self._supervisors.values() if each.running]
         if not running:
             return

@@ -69,6 +69,8 @@ def _wanted(around: Surroundings, replica: Replica) -> Launch | None:
         deployment = store.find_deployment(connection, replica.deployment_id)
         model = find_model(connection, deployment.model_id) if deployment else None
         used = store.deployment_in_use(connection, replica.deployment_id)
+    if deployment is None or deployment.kind != "pool":
+        return None  # an online deployment's instances are started anew
     if model is None or model.spec.external or not used:
         return None
     try:

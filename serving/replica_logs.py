@@ -18,6 +18,7 @@ _PREFIX = re.compile(
     r"((DEBUG|INFO|WARNING|ERROR|CRITICAL):?\s+(\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?\s+)?(\[[^\]]{1,80}\]\s*)?)?"
 )
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Failure)(: |$)")
+_SCORER = re.compile(r"^UserScript(ImportError|FunctionNotFound|InitFailed): ")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # True, but never the cause.
 _EMPTY_WORDS = ("Engine core initialization failed", "See root cause above", "See stack trace", "cancelled")
@@ -82,7 +83,8 @@ def distill(lines: list[str], exit_code: int | None) -> str:
     how = _how(exit_code)
     clean = [_PREFIX.sub("", _COLOURS.sub("", line).strip(), count=1).strip() for line in lines]
     clean = [line for line in clean if line]
-    causes = [
+    # The scorer's own word goes before the exception of the script that it is about.
+    causes = [line for line in clean if _SCORER.match(line)] or [
         line for line in clean if _EXCEPTION.match(line) and not any(word in line for word in _EMPTY_WORDS)
     ]
     if causes:

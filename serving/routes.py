@@ -7,6 +7,7 @@ from catalog.price_book import tariffs
 from catalog.store import find_model
 from serving import store
 from serving.model import Endpoint, Route, Tariff
+from serving.online.routes import resolve_online
 
 
 def resolve(
@@ -31,6 +32,8 @@ def resolve(
         endpoint = store.find_endpoint(
             connection, endpoint_id=endpoint_id, name=endpoint_name, project_id=project_id
         )
+        if endpoint is not None and endpoint.kind == "online":
+            return _online(connection, endpoint, name or "")
         route = None if endpoint is None else _route(connection, endpoint)
         if route is None or (name and name not in _names(route)):
             return None
@@ -40,7 +43,7 @@ def resolve(
         return None
     named = store.find_endpoint(connection, name=name, project_id=project_id)
     if named is not None:
-        return _route(connection, named)
+        return _route(connection, named) if named.kind != "online" else _online(connection, named, name)
     on_model = store.list_endpoints(connection, project_id=project_id, model_id=name)
     online = next((e for e in on_model if e.state == "Online"), None)
     if online is not None:
@@ -49,7 +52,13 @@ def resolve(
     if not slash:
         return None
     parent = store.find_endpoint(connection, name=endpoint_part, project_id=project_id)
+    if parent is not None and parent.kind == "online":
+        return _online(connection, parent, name)
     return None if parent is None or parent.deployment_id != deployment_id else _route(connection, parent)
+
+
+def _online(connection: Connection, endpoint: Endpoint, name: str) -> Route | None:
+    return resolve_online(connection, endpoint, name) if endpoint.state == "Online" else None
 
 
 def _names(route: Route) -> tuple[str, ...]:
@@ -68,8 +77,15 @@ def list_routes(
         found = [] if one is None else [one]
     else:
         found = store.list_endpoints(connection, project_id=project_id)
-    routes = (_route(connection, endpoint) for endpoint in found)
-    return [route for route in routes if route is not None]
+    routes = (
+        _route(connection, endpoint)
+        if endpoint.kind != "online"
+        else _online(connection, endpoint, endpoint.name)
+        for endpoint in found
+    )
+    return [
+        route for route in routes if route is not None and (route.split is None or route.split.speaks_openai)
+    ]
 
 
 def _route(connection: Connection, endpoint: Endpoint) -> Route | None:

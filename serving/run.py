@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from catalog.model import ModelSpec
 from core.clock import Clock
 from core.database import Database
 from core.errors import Unavailable
@@ -151,11 +150,14 @@ class Run:
             await asyncio.to_thread(self._around.log_of(replica_id).remove)
 
     async def begin(
-        self, spec: ModelSpec, phase: Callable[[str], None], check_stop: Callable[[], None]
+        self, make: Callable[[int], Launch], phase: Callable[[str], None], check_stop: Callable[[], None]
     ) -> None:
-        """Prepare, check for room, start the process. FareboxError: refused. `check_stop` may raise."""
+        """Prepare, check for room, start the process. FareboxError: refused. `check_stop` may raise.
+
+        `make` gives the command for a port, and may be asked twice.
+        """
         port = await asyncio.to_thread(processes.free_port)
-        launch = self.launch = await asyncio.to_thread(self._around.launcher, spec, port)
+        launch = self.launch = await asyncio.to_thread(make, port)
         loop = asyncio.get_running_loop()
 
         def report(text: str) -> None:  # called from the thread that prepares; a raise there ends its work
@@ -165,7 +167,7 @@ class Run:
         await asyncio.to_thread(launch.prepare, report)
         check_stop()
         # Again: what was prepared may change the command (a model's folder that was not there before).
-        launch = self.launch = await asyncio.to_thread(self._around.launcher, spec, port)
+        launch = self.launch = await asyncio.to_thread(make, port)
         await self._reserve(launch)
         phase("starting the server")
         try:
@@ -189,17 +191,20 @@ class Run:
                 raise Unavailable(refusal, code="no_room")
             self._around.reserved[self.replica.id] = launch.needed_bytes
 
-    async def wait_until_ready(self, rest: Callable[[int], Awaitable[None]]) -> None:
+    async def wait_until_ready(
+        self, rest: Callable[[int], Awaitable[None]], timeout_ms: int | None = None
+    ) -> None:
         """Poll until the server is well; DiedError when it ends or takes too long. `rest` may raise."""
         timing, clock = self._around.timing, self._around.clock
-        deadline = clock.monotonic_ms() + timing.start_timeout
+        timeout_ms = timing.start_timeout if timeout_ms is None else timeout_ms
+        deadline = clock.monotonic_ms() + timeout_ms
         while True:
             if self.has_ended():
                 raise DiedError(await self.reason_of_death())
             if await self.health(min(timing.health_timeout, 2_000)) == "well" and await self._is_ours():
                 break
             if clock.monotonic_ms() >= deadline:
-                seconds = timing.start_timeout // 1000
+                seconds = timeout_ms // 1000
                 raise DiedError(f"the server was not ready within {seconds} s", final=True)
             await rest(timing.poll)
         self._around.reserved.pop(self.replica.id, None)
@@ -217,11 +222,11 @@ class Run:
 
         return await asyncio.to_thread(look)
 
-    async def health(self, timeout_ms: int) -> Health:
-        """One look at the server."""
+    async def health(self, timeout_ms: int, path: str | None = None) -> Health:
+        """One look at the server, at its usual path or another."""
         assert self.replica.port is not None, "begun"
         assert self.launch is not None, "begun"
-        return await check_health(self.replica.port, self.launch.health_path, timeout_ms / 1000)
+        return await check_health(self.replica.port, path or self.launch.health_path, timeout_ms / 1000)
 
     def has_ended(self) -> bool:
         """True once the server's process is gone."""

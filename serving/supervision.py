@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import statistics
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -255,7 +256,8 @@ class Supervisor:
         except SQLAlchemyError as error:
             raise Unavailable(f"the database cannot be read: {error}"[:400]) from error
         self._usual_start = wanted.usual_start_ms
-        await run.begin(wanted.spec, self._show_phase, self._check_stop)
+        make = partial(self._around.launcher, wanted.spec)
+        await run.begin(make, self._show_phase, self._check_stop)
 
     def _read_wanted(self) -> _Wanted:
         with self._around.db.read() as connection:

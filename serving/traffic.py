@@ -55,6 +55,15 @@ class Split:
         return self.routes.get(self.mirror[0])
 
     @property
+    def speaks_openai(self) -> bool:
+        """Whether one of the deployments is a model of the catalog."""
+        return any(route.task != "scoring" for route in self.routes.values())
+
+    def of(self, deployment_id: str) -> "Route | None":
+        """The route of the deployment with that id."""
+        return next((route for route in self.routes.values() if route.deployment_id == deployment_id), None)
+
+    @property
     def deployment_ids(self) -> tuple[str, ...]:
         """Of all deployments."""
         return tuple(route.deployment_id for route in self.routes.values())

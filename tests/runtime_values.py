@@ -13,6 +13,7 @@ import psutil
 import access.tables
 import catalog.tables
 import core.changes
+import serving.online.tables
 import serving.tables
 from catalog.model import Engine, ModelSpec, Prices
 from catalog.store import put_model
@@ -26,7 +27,7 @@ from serving.local_runtime import LocalRuntime
 from serving.model import Endpoint, Replica
 from serving.run import Timing
 
-TABLES = (access.tables, catalog.tables, core.changes, serving.tables)
+TABLES = (access.tables, catalog.tables, core.changes, serving.tables, serving.online.tables)
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = Timing(
     start_timeout=10_000, scale_to_zero_after=60_000, idle_after=500, poll=30, tick=30, health_every=100,

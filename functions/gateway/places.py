@@ -192,6 +192,8 @@ class Places:
                 await asyncio.sleep(_LOOK_EVERY_S)
                 name = RouteName("", route.endpoint_id, "", route.endpoint_name)
                 newest = await self._find_route(name)
+                if newest is not None and newest.split is not None:
+                    newest = newest.split.of(route.deployment_id)
                 if newest is not None and newest.deployment_id == route.deployment_id:
                     self.of(newest)
         except FareboxError as error:

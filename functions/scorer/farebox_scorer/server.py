@@ -1,0 +1,334 @@
+"""The HTTP server: one call of the script at a time in a thread of its own, everything else in the event loop.
+
+Source: R4.16 and R4.17 of our reference (azureml-inference-server-http's routes and headers).
+"""
+
+import asyncio
+import json
+import queue
+import sys
+import threading
+import time
+import traceback
+import uuid
+
+import httptools
+
+from farebox_scorer import VERSION, swagger
+from farebox_scorer.api import Headers
+from farebox_scorer.script import Answer, BadInput
+
+MAX_HEAD = 64 * 1024
+MAX_WAITING = 1000  # calls that wait for the script; more are told to come again
+MAX_ID = 100
+IDLE_S = 75.0
+_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large",
+            415: "Unsupported Media Type", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
+            503: "Service Unavailable"}  # fmt: skip
+
+
+class Runner:
+    """The thread that the script runs in."""
+
+    def __init__(self, script, loop):
+        self._script, self._loop = script, loop
+        self._calls = queue.SimpleQueue()
+        self.waiting = 0
+        threading.Thread(target=self._work, name="script", daemon=True).start()
+
+    def submit(self, request, done):
+        """Run it; `done(answer or exception, milliseconds)` is called in the event loop."""
+        self.waiting += 1
+        self._calls.put((request, done))
+
+    def _work(self):
+        while True:
+            request, done = self._calls.get()
+            began = time.perf_counter()
+            try:
+                found = self._script.run(*request)
+            except BaseException as error:
+                found = error
+            self._loop.call_soon_threadsafe(self._done, done, found, (time.perf_counter() - began) * 1000)
+
+    def _done(self, done, found, ms):
+        self.waiting -= 1
+        done(found, ms)
+
+
+class Server:
+    """What all connections share."""
+
+    def __init__(self, script, root, *, origins, timeout_s, max_body):
+        self.script, self.root, self.origins = script, root, origins
+        self.timeout_s, self.max_body = timeout_s, max_body
+        self.runner = None
+        self.connections = set()
+        self.stopping = False
+
+    async def run(self, sock):
+        """Until SIGTERM; then what is under way is finished."""
+        loop = asyncio.get_running_loop()
+        self.runner = Runner(self.script, loop)
+        stop = asyncio.Event()
+        import signal
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        server = await loop.create_server(lambda: Connection(self, loop), sock=sock, backlog=2048)
+        await stop.wait()
+        self.stopping = True
+        server.close()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        while self.connections and any(each.busy for each in self.connections):  # noqa: ASYNC110  seldom
+            await asyncio.sleep(0.02)
+
+    def headers_of(self, request_id, client_id, extra=()):
+        """Of every answer."""
+        found = [("x-ms-server-version", f"farebox-scorer/{VERSION}"), ("x-request-id", request_id)]
+        found.append(("x-ms-request-id", request_id))
+        if client_id:
+            found.append(("x-ms-client-request-id", client_id))
+        return [*found, *extra]
+
+
+class Connection:
+    """One caller's connection; requests are answered in turn."""
+
+    def __init__(self, server, loop):
+        self._server, self._loop = server, loop
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport = None
+        self._queue = []  # complete requests that wait for their turn
+        self.busy = False
+        self._timer = None
+        self._reset()
+
+    def _reset(self):
+        self._url, self._headers, self._body, self._size = b"", [], [], 0
+        self._too_large = False
+
+    # -- the transport --
+
+    def connection_made(self, transport):
+        self._transport = transport
+        self._server.connections.add(self)
+        self._rest()
+
+    def connection_lost(self, exc):
+        self._server.connections.discard(self)
+        self._cancel_timer()
+        self._transport = None
+
+    def data_received(self, data):
+        self._cancel_timer()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError:
+            self._write(Answer(b'{"message": "Invalid HTTP request"}', 400), [], close=True)
+            return
+        if not self.busy and not self._queue:
+            self._rest()
+
+    def eof_received(self):
+        return None
+
+    def pause_writing(self):
+        pass
+
+    def resume_writing(self):
+        pass
+
+    def close_if_idle(self):
+        if not self.busy and not self._queue and self._transport is not None:
+            self._transport.close()
+
+    def _rest(self):
+        self._timer = self._loop.call_later(IDLE_S, self._idle)
+
+    def _idle(self):
+        if self._transport is not None and not self.busy:
+            self._transport.close()
+
+    def _cancel_timer(self):
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- the parser --
+
+    def on_message_begin(self):
+        self._reset()
+
+    def on_url(self, url):
+        self._url += url
+
+    def on_header(self, name, value):
+        self._size += len(name) + len(value)
+        self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+
+    def on_headers_complete(self):
+        length = next((v for k, v in self._headers if k == "content-length"), "0")
+        self._too_large = length.isdigit() and int(length) > self._server.max_body
+        if (
+            any(k == "expect" and v.lower() == "100-continue" for k, v in self._headers)
+            and not self._too_large
+        ):
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body):
+        self._size += len(body)
+        if self._size > self._server.max_body + MAX_HEAD:
+            self._too_large = True
+            self._body = []
+        elif not self._too_large:
+            self._body.append(body)
+
+    def on_message_complete(self):
+        parser = self._parser
+        parsed = httptools.parse_url(self._url) if self._url else None
+        path = (parsed.path or b"/").decode("latin-1") if parsed else "/"
+        query = (parsed.query or b"").decode("latin-1") if parsed else ""
+        request = (
+            parser.get_method().decode(), path, query, Headers(self._headers), b"".join(self._body),
+            parser.should_keep_alive(), self._too_large,
+        )  # fmt: skip
+        self._queue.append(request)
+        if self.busy:
+            if len(self._queue) > 64 and self._transport is not None:
+                self._transport.pause_reading()
+        else:
+            self._next()
+
+    # -- requests --
+
+    def _next(self):
+        if not self._queue or self._transport is None:
+            return
+        method, path, query, headers, body, keep_alive, too_large = self._queue.pop(0)
+        self._transport.resume_reading()
+        self.busy = True
+        self._keep_alive = keep_alive and not self._server.stopping and not too_large
+        given = headers.get("x-request-id") or headers.get("x-ms-request-id") or ""
+        client = headers.get("x-ms-client-request-id") or ""
+        self._ids = given or str(uuid.uuid4()), client
+        if len(given) > MAX_ID or len(client) > MAX_ID:
+            self._ids = str(uuid.uuid4()), ""
+            self._fail(431, f"x-request-id and x-ms-client-request-id may have {MAX_ID} characters")
+        elif too_large:
+            self._fail(413, f"the request body is larger than {self._server.max_body} bytes")
+        else:
+            self._route(method, path, query, headers, body)
+
+    def _route(self, method, path, query, headers, body):
+        origin = headers.get("origin")
+        self._cors = (
+            origin if origin and ("*" in self._server.origins or origin in self._server.origins) else ""
+        )
+        if path == "/score" and method in ("GET", "POST"):
+            self._score(method, path, query, headers, body)
+        elif path == "/score" and method == "OPTIONS":
+            more = [("access-control-allow-methods", "GET, OPTIONS, POST")] if self._cors else []
+            asked = headers.get("access-control-request-headers")
+            more += [("access-control-allow-headers", asked)] if self._cors and asked else []
+            self._finish(Answer(b"", 200, content_type="text/html"), more)
+        elif path == "/score" or (path in ("/", "/swagger.json") and method not in ("GET", "HEAD")):
+            self._fail(405, f"{method} is not taken at {path}")
+        elif path == "/":
+            self._finish(Answer(b"Healthy", content_type="text/plain"))
+        elif path == "/swagger.json":
+            self._swagger(query)
+        else:
+            self._fail(404, f"nothing is at {path[:200]}; there are /score, /swagger.json and /")
+
+    def _swagger(self, query):
+        from farebox_scorer.api import Values
+
+        version = Values(query).get("version", "2")
+        found = swagger.document(version, self._server.root, self._server.script.schemas())
+        if found is None:
+            self._fail(
+                404, f"Swagger version {version[:20]} is not there; there are {', '.join(swagger.VERSIONS)}"
+            )
+        else:
+            self._finish(Answer(found))
+
+    def _score(self, method, path, query, headers, body):
+        runner = self._server.runner
+        if runner.waiting >= MAX_WAITING:
+            self._fail(503, "too many calls wait for the script")
+            return
+        answered = False
+
+        def done(found, ms):
+            nonlocal answered
+            timer.cancel()
+            if not answered:
+                answered = True
+                self._ran(found, ms)
+
+        def too_late():
+            nonlocal answered
+            if not answered:
+                answered = True
+                self._fail(
+                    500,
+                    f"the script took longer than {self._server.timeout_s:g} s",
+                    [("x-ms-run-function-failed", "True")],
+                )
+
+        timer = self._loop.call_later(self._server.timeout_s, too_late)
+        runner.submit((method, path, query, headers, body), done)
+
+    def _ran(self, found, ms):
+        more = [("x-ms-run-fn-exec-ms", f"{ms:.3f}")]
+        if isinstance(found, Answer):
+            self._finish(found, [*more, ("x-ms-run-function-failed", "False")])
+        elif isinstance(found, BadInput):
+            self._fail(found.status, str(found), [*more, ("x-ms-run-function-failed", "False")])
+        else:
+            traceback.print_exception(type(found), found, found.__traceback__, file=sys.stderr)
+            sys.stderr.flush()
+            self._fail(500, f"{type(found).__name__}: {found}", [*more, ("x-ms-run-function-failed", "True")])
+
+    # -- answers --
+
+    def _fail(self, status, message, more=()):
+        self._finish(Answer(json.dumps({"message": message[:4000]}).encode(), status), more)
+
+    def _finish(self, answer, more=()):
+        if self._transport is None:
+            self.busy = False
+            return
+        cors = [("access-control-allow-origin", self._cors)] if getattr(self, "_cors", "") else []
+        self._write(answer, self._server.headers_of(*self._ids, [*more, *cors]), close=not self._keep_alive)
+        self.busy = False
+        if self._queue:
+            self._loop.call_soon(self._next)
+        else:
+            self._rest()
+
+    def _write(self, answer, headers, *, close):
+        reason = _REASONS.get(answer.status, "Status")
+        own = {str(name).lower() for name in answer.headers}
+        lines = [f"HTTP/1.1 {answer.status} {reason}", f"content-type: {answer.content_type}"]
+        lines += [
+            f"{name}: {_clean(value)}"
+            for name, value in answer.headers.items()
+            if str(name).lower() != "content-length"
+        ]
+        lines += [f"{name}: {_clean(value)}" for name, value in headers if name not in own]
+        lines.append(f"content-length: {len(answer.body)}")
+        if close:
+            lines.append("connection: close")
+        head = "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n\r\n"
+        self._transport.write(head + answer.body)
+        if close:
+            self._transport.close()
+
+
+def _clean(value):
+    return str(value).replace("\r", " ").replace("\n", " ")

@@ -1,0 +1,166 @@
+"""Virtual environments for scoring scripts: built once for what they hold, kept, the longest unused forgotten.
+
+One lies in `environments/{hash}` of the home, with a file `complete` once it is whole: what a killed build left
+is removed by the next one. Its log is `environments/{hash}.log`.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from core.errors import FareboxError
+from core.settings import Settings
+from serving.requirements import Requirements, requirements_of
+
+Report = Callable[[str], None]
+
+KEPT = 20
+SCORER_NEEDS = ("httptools>=0.6", "uvloop>=0.20; sys_platform != 'win32'")
+MAX_BUILD_S = 3600
+_ERROR_LINES = 3
+_MAX_LOG_TAIL = 64 * 1024
+
+
+class EnvironmentBuildFailed(FareboxError):
+    """Why it could not be built, in the words of pip where it was pip."""
+
+    status, code = 422, "ImageBuildFailure"
+
+
+class VirtualEnvironments:
+    """See `serving.online.launch.Environments`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._home = settings.home / "environments"
+
+    def python(self, environment: Mapping[str, object] | None, model: Path | None) -> Path:
+        """Where its interpreter is, or will be."""
+        return self._folder(requirements_of(environment, model)) / "bin" / "python"
+
+    def build(self, environment: Mapping[str, object] | None, model: Path | None, report: Report) -> None:
+        """Build it unless it is there. EnvironmentBuildFailed says why it cannot be; `report` may raise to end it."""
+        wanted = requirements_of(environment, model)
+        folder = self._folder(wanted)
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _lock(folder.with_suffix(".lock"), report):
+            if not (folder / "complete").exists():
+                self._build(folder, wanted, report)
+            os.utime(folder / "complete")
+        self._forget_old(folder)
+
+    def _folder(self, wanted: Requirements) -> Path:
+        text = json.dumps([_interpreter(wanted.python), wanted.lines, SCORER_NEEDS])
+        return self._home / hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def _build(self, folder: Path, wanted: Requirements, report: Report) -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed build left
+        log = folder.with_suffix(".log")
+        log.write_text("".join(f"note: {note}\n" for note in wanted.notes))
+        interpreter = _interpreter(wanted.python)
+        if wanted.python and not _is_version(interpreter, wanted.python):
+            _note(log, f"note: Python {wanted.python} is not on this machine; {interpreter} is used instead")
+        report("making the environment")
+        _run([interpreter, "-m", "venv", str(folder)], log, report)
+        (folder / "requirements.txt").write_text("\n".join((*wanted.lines, *SCORER_NEEDS)) + "\n")
+        report(f"installing {len(wanted.lines)} packages")
+        pip = [
+            str(folder / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-input",
+        ]
+        _run([*pip, "-r", str(folder / "requirements.txt")], log, report)
+        (folder / "complete").touch()
+
+    def _forget_old(self, newest: Path) -> None:
+        """Those that nothing was started in for longest; one in use is only built again if it is needed again."""
+        complete = [each for each in self._home.iterdir() if (each / "complete").exists() and each != newest]
+        complete.sort(key=lambda each: (each / "complete").stat().st_mtime, reverse=True)
+        for old in complete[KEPT - 1 :]:
+            shutil.rmtree(old, ignore_errors=True)
+            old.with_suffix(".log").unlink(missing_ok=True)
+
+
+def _interpreter(version: str) -> str:
+    """The Python that was asked for if the machine has it, else ours."""
+    found = shutil.which("python" + ".".join(version.split(".")[:2])) if version else None
+    return found or str(getattr(sys, "_base_executable", sys.executable))
+
+
+def _is_version(interpreter: str, version: str) -> bool:
+    wanted = ".".join(version.split(".")[:2])
+    return interpreter.endswith(f"python{wanted}") or wanted == f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+@contextlib.contextmanager
+def _lock(path: Path, report: Report) -> Iterator[None]:
+    """One builder at a time, in whatever process."""
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                report("waiting for the same environment to be built")
+                time.sleep(0.5)
+        yield
+
+
+def _run(command: list[str], log: Path, report: Report) -> None:
+    """Run to the end, its output to the log, a line of it now and then to `report`."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    deadline = time.monotonic() + MAX_BUILD_S
+    try:
+        while process.poll() is None:
+            time.sleep(0.2)
+            if (doing := _newest_step(log)) is not None:
+                report(doing)
+            if time.monotonic() > deadline:
+                raise EnvironmentBuildFailed(
+                    f"the environment was not built within {MAX_BUILD_S} s; see {log}"
+                )
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if process.returncode:
+        raise EnvironmentBuildFailed(f"the environment cannot be built: {_reason(log)} (all of it: {log})")
+
+
+def _newest_step(log: Path) -> str | None:
+    for line in reversed(_tail(log)):
+        if line.startswith(("Collecting ", "Downloading ", "Building ", "Installing collected")):
+            return line.split(" (from")[0][:100]
+    return None
+
+
+def _reason(log: Path) -> str:
+    """pip's own words: its ERROR lines, else the last ones."""
+    lines = [line.strip() for line in _tail(log) if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
+    return "; ".join(errors[:_ERROR_LINES] or lines[-_ERROR_LINES:])[:1000] or "no reason was given"
+
+
+def _tail(log: Path) -> list[str]:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _MAX_LOG_TAIL))
+        return file.read().decode("utf-8", "replace").splitlines()
+
+
+def _note(log: Path, text: str) -> None:
+    with log.open("a") as file:
+        file.write(text + "\n")

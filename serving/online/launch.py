@@ -1,0 +1,120 @@
+"""What starts one instance of an online deployment: the command, its environment, and what must be made before."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy import Connection
+
+from catalog.model import ModelSpec
+from catalog.store import get_model
+from core.database import Database
+from core.errors import Invalid
+from serving.launch import Launch, Launcher
+from serving.online.model import OnlineDeployment
+from serving.online.spec import DeploymentSpec
+
+Report = Callable[[str], None]
+SCORER = Path(__file__).parents[2] / "functions" / "scorer"
+# Of the platform's own environment a user's process gets these only: the rest may hold secrets.
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+
+
+class Environments(Protocol):
+    """Makes the virtual environments that scoring scripts run in."""
+
+    def python(self, environment: Mapping[str, object] | None, model: Path | None) -> Path:
+        """Where the interpreter is, or will be. Quick, without side effects."""
+        ...
+
+    def build(self, environment: Mapping[str, object] | None, model: Path | None, report: Report) -> None:
+        """Build it unless it is there. FareboxError (code `ImageBuildFailure`) says why it cannot be."""
+        ...
+
+
+class OnlineLauncher:
+    """Turns a deployment into the command of one instance."""
+
+    def __init__(self, db: Database, catalog: Launcher, environments: Environments) -> None:
+        """`catalog` starts models of the catalog."""
+        self._db, self._catalog, self._environments = db, catalog, environments
+
+    def __call__(self, deployment: OnlineDeployment, port: int) -> Launch:
+        """The command on that port. FareboxError: it cannot be started at all."""
+        spec = deployment.spec
+        if spec.kind == "catalog":
+            return self._catalog_model(spec, port)
+        if spec.kind == "command":
+            return _own_server(spec, port)
+        return self._scorer(spec, port)
+
+    def _catalog_model(self, spec: DeploymentSpec, port: int) -> Launch:
+        with self._db.read() as connection:
+            model = catalog_model(connection, spec)
+        launch = self._catalog(model, port)
+        return replace(launch, env={**launch.env, **spec.environment_variables})
+
+    def _scorer(self, spec: DeploymentSpec, port: int) -> Launch:
+        model = Path(spec.model_path) if spec.model_path else None
+        python = self._environments.python(spec.environment, model if spec.kind == "mlflow" else None)
+        if spec.kind == "mlflow":
+            what = ["--mlflow-model", spec.model_path]
+        else:
+            what = ["--entry-script", str(Path(spec.code_path) / spec.scoring_script)]
+            what += ["--model-dir", spec.model_path] if spec.model_path else []
+
+        def prepare(report: Report) -> None:
+            self._environments.build(spec.environment, model if spec.kind == "mlflow" else None, report)
+
+        return Launch(
+            argv=(str(python), "-m", "farebox_scorer", *what, "--host", "127.0.0.1", "--port", str(port)),
+            env=_environment(spec, port) | {"PYTHONPATH": str(SCORER), "PYTHONUNBUFFERED": "1"},
+            cwd=Path(spec.code_path) if spec.code_path else None,
+            health_path="/",
+            needed_bytes=spec.resources.requests.memory_bytes,
+            prepare=prepare,
+        )
+
+
+def catalog_model(connection: Connection, spec: DeploymentSpec) -> ModelSpec:
+    """The model of the catalog that a deployment serves. NotFound, Invalid."""
+    model = get_model(connection, spec.model).spec
+    if model.external:
+        raise Invalid(
+            f"model: {model.id} is served by an attached server; an online deployment starts its own. "
+            "Use a serverless endpoint",
+            param="model",
+        )
+    return model
+
+
+def _own_server(spec: DeploymentSpec, port: int) -> Launch:
+    """The user's own HTTP server."""
+    argv = tuple(part.replace("{port}", str(port)) for part in spec.command)
+    if not argv:
+        raise Invalid(
+            "command: an image is for a cluster; on one machine say how the server is started, e.g. "
+            'command: ["python", "server.py", "--port", "{port}"]',
+            param="command",
+        )
+    return Launch(
+        argv=argv,
+        env=_environment(spec, port),
+        cwd=Path(spec.code_path) if spec.code_path else None,
+        health_path=spec.routes.readiness.path,
+        needed_bytes=spec.resources.requests.memory_bytes,
+    )
+
+
+def _environment(spec: DeploymentSpec, port: int) -> dict[str, str]:
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    ours = {"PORT": str(port)}
+    if spec.model_path:
+        ours["AZUREML_MODEL_DIR"] = spec.model_path
+    if spec.code_path:
+        ours["AML_APP_ROOT"] = spec.code_path
+    if spec.scoring_script:
+        ours["AZUREML_ENTRY_SCRIPT"] = spec.scoring_script
+    return passed | dict(spec.environment_variables) | ours

@@ -1,0 +1,98 @@
+"""From an online endpoint to its deployments' servers. The gateway imports this: nothing heavy here."""
+
+from sqlalchemy import Connection
+
+from catalog.model import ModelSpec
+from catalog.price_book import tariffs
+from catalog.store import find_model
+from serving import store as servers
+from serving.model import Endpoint, Route, Tariff
+from serving.online import store
+from serving.online.model import OnlineDeployment
+from serving.online.spec import DeploymentSpec
+from serving.traffic import Scoring, Split
+
+_CATALOG_EACH = 256  # calls at once where a vLLM deployment does not say: it batches them itself
+
+
+def resolve_online(connection: Connection, endpoint: Endpoint, name: str) -> Route | None:
+    """The endpoint with its split, or one deployment of it (`endpoint/deployment`). None: it serves no `name`."""
+    online = store.find_online_endpoint(connection, endpoint.id)
+    if online is None:
+        return None
+    living = store.list_online_deployments(connection, endpoint.id)
+    routes = {each.name: _route(connection, endpoint, each) for each in living}
+    head, slash, part = name.partition("/")
+    if slash and head == endpoint.name and part in routes:
+        return routes[part]
+    known = {endpoint.name, *(route.model_id for route in routes.values())}
+    if name and name not in known:
+        return None
+    spec = online.spec
+    split = Split(routes, tuple(spec.traffic.items()), next(iter(spec.mirror_traffic.items()), None))
+    return Route(
+        endpoint_id=endpoint.id,
+        endpoint_name=endpoint.name,
+        created_ms=endpoint.created_ms,
+        org_id=endpoint.org_id,
+        project_id=endpoint.project_id,
+        model_id=endpoint.name,
+        task="online",
+        context_length=0,
+        deployment_id="",
+        served_model="",
+        external=False,
+        continuous_usage=False,
+        upstream_key_env="",
+        urls=(),
+        split=split,
+    )
+
+
+def _route(connection: Connection, endpoint: Endpoint, deployment: OnlineDeployment) -> Route:
+    spec = deployment.spec
+    model = find_model(connection, spec.model) if spec.kind == "catalog" else None
+    found = None if model is None else model.spec
+    model_id = found.id if found is not None else f"online:{endpoint.name}/{deployment.name}"
+    prices = tariffs(connection, model_id, endpoint.org_id) if found is not None else ()
+    scoring = _scoring(deployment, found)
+    return Route(
+        endpoint_id=endpoint.id,
+        endpoint_name=endpoint.name,
+        created_ms=endpoint.created_ms,
+        org_id=endpoint.org_id,
+        project_id=endpoint.project_id,
+        model_id=model_id,
+        task="scoring" if found is None else found.task,
+        context_length=0 if found is None else found.context_length,
+        deployment_id=deployment.id,
+        served_model=model_id,
+        external=False,
+        continuous_usage=found is not None,
+        upstream_key_env="",
+        urls=servers.ready_urls(connection, deployment.id),
+        tariffs=tuple(Tariff(price.starts_ms, price.unit_prices) for price in prices),
+        max_parallel=scoring.each,
+        scoring=scoring,
+    )
+
+
+def _scoring(deployment: OnlineDeployment, model: ModelSpec | None) -> Scoring:
+    spec, settings = deployment.spec, deployment.spec.request_settings
+    each = settings.max_concurrent_requests_per_instance
+    if model is not None and each == type(settings)().max_concurrent_requests_per_instance:
+        each = model.engine.parallel or _CATALOG_EACH
+    return Scoring(
+        deployment=deployment.name,
+        path=_path(spec),
+        any_path=spec.kind == "command",
+        timeout_ms=settings.request_timeout_ms,
+        each=each,
+        instances=max(
+            1, deployment.instance_count, spec.scale.max_instances if spec.scale.kind != "default" else 1
+        ),
+    )
+
+
+def _path(spec: DeploymentSpec) -> str:
+    return spec.routes.scoring.path if spec.kind == "command" else "/score"

@@ -1,0 +1,89 @@
+"""The online deployments of this machine: a fleet for each that lives; the table is read every few seconds."""
+
+import asyncio
+from collections.abc import Callable
+
+from core.log import get_logger
+from serving.launch import Launch
+from serving.model import LiveStatus, WakeStatus
+from serving.online import store
+from serving.online.fleet import Fleet
+from serving.online.model import OnlineDeployment
+from serving.run import Surroundings
+
+_log = get_logger(__name__)
+
+
+class OnlineRuntime:
+    """For one event loop; `status` may be called from any thread."""
+
+    def __init__(self, around: Surroundings, make: Callable[[OnlineDeployment, int], Launch]) -> None:
+        self._around, self._make = around, make
+        self._fleets: dict[str, Fleet] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._telling: set[asyncio.Task[None]] = set()
+
+    async def look(self) -> None:
+        """Follow the table: begin, change and end fleets."""
+        rows = await asyncio.to_thread(self._read)
+        for deployment_id, row in rows.items():
+            fleet = self._fleets.get(deployment_id)
+            if fleet is None:
+                self._fleets[deployment_id] = Fleet(self._around, row, self._make, self._provisioned)
+            else:
+                fleet.follow(row)
+        for deployment_id in [each for each in self._fleets if each not in rows]:
+            fleet = self._fleets.pop(deployment_id)
+            task = asyncio.create_task(fleet.stop("the deployment was deleted"))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    async def wake(self, deployment_id: str, wait_ms: int) -> WakeStatus | None:
+        """See `LocalRuntime.wake`; None: it is no online deployment."""
+        fleet = self._fleets.get(deployment_id)
+        if fleet is None:
+            await self.look()  # it may be new
+            fleet = self._fleets.get(deployment_id)
+        return None if fleet is None else await fleet.wake(wait_ms)
+
+    def report(self, deployment_id: str, in_flight: int, last_ms: int) -> None:
+        """The gateway's word on the calls to a deployment."""
+        fleet = self._fleets.get(deployment_id)
+        if fleet is not None:
+            fleet.report(in_flight, last_ms)
+
+    def status(self) -> dict[str, LiveStatus]:
+        """Of every fleet."""
+        return {name: fleet.live_status() for name, fleet in list(self._fleets.items())}
+
+    async def stop_all(self, reason: str) -> None:
+        """End every instance. Returns when their processes are gone."""
+        stopping = [fleet.stop(reason) for fleet in self._fleets.values()]
+        await asyncio.gather(*stopping, *self._ending, *self._telling)
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _read(self) -> dict[str, OnlineDeployment]:
+        with self._around.db.read() as connection:
+            return {row.id: row for row in store.list_online_deployments(connection)}
+
+    def _provisioned(self, deployment: OnlineDeployment, failure: tuple[str, str] | None) -> None:
+        task = asyncio.create_task(self._tell(deployment, failure))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, deployment: OnlineDeployment, failure: tuple[str, str] | None) -> None:
+        def write() -> None:
+            with self._around.db.begin() as connection:
+                store.finish_provisioning(
+                    connection, deployment.id, deployment.generation, failure, self._around.clock.now_ms()
+                )
+
+        while True:
+            try:
+                await asyncio.to_thread(write)
+                await self.look()
+                return
+            except Exception as error:
+                _log.warning("an outcome cannot be written yet", extra={"reason": str(error)[:300]})
+                await asyncio.sleep(2)
