@@ -19,6 +19,7 @@ from functions.console.routing import openai_router
 from functions.console.scope import Scope, read_scope
 from metering.summary import UsageQuery, usage_totals
 from metering.tables import ROLLUP_COUNTS
+from serving.online.routes import SCRIPT_MODEL
 
 router = openai_router("usage and costs in OpenAI's shapes")
 
@@ -179,6 +180,8 @@ def _usage(
     found = {}
     for (bucket_ms, *names), counts in usage_totals(connection, query).items():
         used = any(counts[: len(ROLLUP_COUNTS) - 1])  # all but endpoint minutes, which are no calls
+        if names[-1].startswith(SCRIPT_MODEL):
+            continue  # calls of scoring scripts are none of OpenAI's
         if used and _TASKS.get(tasks.get(names[-1], ""), "completions") == kind:
             found[(starts[bucket_ms], *names)] = counts
     return found

@@ -12,6 +12,9 @@ from serving.online.model import OnlineDeployment
 from serving.online.spec import DeploymentSpec
 from serving.traffic import Scoring, Split
 
+SCRIPT_MODEL = (
+    "online:"  # begins what stands for a model's id where a script or a server of the user's own serves
+)
 _CATALOG_EACH = 256  # calls at once where a vLLM deployment does not say: it batches them itself
 
 
@@ -53,7 +56,7 @@ def _route(connection: Connection, endpoint: Endpoint, deployment: OnlineDeploym
     spec = deployment.spec
     model = find_model(connection, spec.model) if spec.kind == "catalog" else None
     found = None if model is None else model.spec
-    model_id = found.id if found is not None else f"online:{endpoint.name}/{deployment.name}"
+    model_id = found.id if found is not None else f"{SCRIPT_MODEL}{endpoint.name}/{deployment.name}"
     prices = tariffs(connection, model_id, endpoint.org_id) if found is not None else ()
     scoring = _scoring(deployment, found)
     return Route(

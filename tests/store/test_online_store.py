@@ -194,7 +194,8 @@ def test_serverless_views_and_fees_leave_online_endpoints_out(filled: Database) 
             create_serverless(
                 connection, name="Shop", model_id=CHAT.id, org_id="org", project_id="proj", now_ms=NOW
             )
-        assert resolve(connection, None, endpoint_id="ep_1") is None  # until it can be called
+        found = resolve(connection, None, endpoint_id="ep_1")
+        assert found is not None and found.split is not None and not found.split.routes
 
 
 def test_a_catalog_model_that_is_deployed_online_is_in_use(filled: Database) -> None:

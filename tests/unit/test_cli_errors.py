@@ -317,6 +317,7 @@ def test_ctrl_c_ends_with_130(stub: Stub) -> None:
         connection, _ = silent.accept()
         with connection:
             connection.recv(10)
+            time.sleep(0.3)  # it waits for the answer now
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")

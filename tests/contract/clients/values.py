@@ -17,7 +17,7 @@ ROUTES_OF_TASK = {
 def cost(usage: Usage) -> str:
     """By hand."""
     billable = usage.billable()
-    return format_pico(sum(TARIFF[sku] * quantity for sku, quantity in billable.items()))
+    return format_pico(sum(TARIFF[sku] * quantity for sku, quantity in billable.items() if quantity))
 
 
 def only_event(gateway: RunningGateway, operation: str, usage: Usage, *, stream: bool = False) -> UsageEvent:
