@@ -124,7 +124,7 @@ def model_in_use(connection: Connection, model_id: str) -> list[str]:
         .join(online_deployments, online_deployments.c.endpoint_id == endpoints.c.id)
         .join(deployments, deployments.c.id == online_deployments.c.id)
         .where(deployments.c.model_id == model_id, online_deployments.c.deleted_ms.is_(None))
-        .order_by(online_deployments.c.id)
+        .order_by(endpoints.c.name, online_deployments.c.name)
     )
     named = [f"{row.name}/{row.deployment}" for row in connection.execute(online)]
     return [*connection.execute(query).scalars(), *named]

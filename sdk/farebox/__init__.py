@@ -19,6 +19,7 @@ from farebox.errors import (
 
 if TYPE_CHECKING:
     from farebox.client import Client
+    from farebox.ml_client import MLClient
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "FareboxConfigError",
     "FareboxConnectionError",
     "FareboxError",
+    "MLClient",
     "__version__",
 ]
 
@@ -37,4 +39,8 @@ def __getattr__(name: str) -> object:
         from farebox.client import Client
 
         return Client
+    if name == "MLClient":
+        from farebox.ml_client import MLClient
+
+        return MLClient
     raise AttributeError(f"module 'farebox' has no attribute {name!r}")

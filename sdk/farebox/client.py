@@ -15,6 +15,7 @@ from farebox.invoice_resources import (
     Exports,
     Invoices,
 )
+from farebox.online_resources import Environments, OnlineDeployments, OnlineEndpoints, RegisteredModels
 from farebox.price_resources import Prices
 from farebox.resources import (
     Alarms,
@@ -61,6 +62,10 @@ class Client:
         self.keys = Keys(self._transport)
         self.models = Models(self._transport)
         self.serverless_endpoints = ServerlessEndpoints(self._transport)
+        self.online_endpoints = OnlineEndpoints(self._transport)
+        self.online_deployments = OnlineDeployments(self._transport)
+        self.registered_models = RegisteredModels(self._transport)
+        self.environments = Environments(self._transport)
         self.deployments = Deployments(self._transport)
         self.usage = Usage(self._transport)
         self.receipts = Receipts(self._transport)

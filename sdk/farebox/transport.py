@@ -64,11 +64,14 @@ class Transport:
         content: bytes | None = None,
         content_type: str | None = None,
         check: bool = True,
+        timeout_s: float | None = None,
     ) -> httpx.Response:
         """One request, read whole. Only GET is repeated: anything else may have done its work already."""
         request = self.build(
             method, path, params=params, json=json, content=content, content_type=content_type
         )
+        if timeout_s is not None:
+            request.extensions["timeout"] = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S).as_dict()
         waits = list(_RETRY_WAITS_S) if method == "GET" and check else []
         while True:
             try:
@@ -117,6 +120,13 @@ class Transport:
             json=json,
             content=content,
         )
+
+    def send_request(self, request: httpx.Request) -> httpx.Response:
+        """The answer to a request that was built before, whatever it says; sent once."""
+        try:
+            return self._http.send(request)
+        except httpx.HTTPError as error:
+            raise _unreachable(error, self.connection.url) from error
 
     @contextmanager
     def stream(self, request: httpx.Request, read_timeout_s: float) -> Iterator[httpx.Response]:

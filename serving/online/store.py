@@ -145,7 +145,8 @@ def list_online_deployments(
     limit: int = 1000,
 ) -> list[OnlineDeployment]:
     """Living deployments, oldest first: of one endpoint or of all, in those states or in any."""
-    query = select(online_deployments).where(_LIVING).order_by(online_deployments.c.id).limit(limit)
+    order = (online_deployments.c.created_ms, online_deployments.c.name)
+    query = select(online_deployments).where(_LIVING).order_by(*order).limit(limit)
     if endpoint_id is not None:
         query = query.where(online_deployments.c.endpoint_id == endpoint_id)
     if states is not None:

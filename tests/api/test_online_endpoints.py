@@ -298,7 +298,7 @@ def test_kinds_follow_from_what_is_given(console: ConsolePlatform, code: Path, t
         assert made["kind"] == kind
         _finish(console, made)
     refused = console.client.delete("/api/models/acme/mock-chat")
-    assert "shop/two, shop/three" in refused.json()["detail"]
+    assert "shop/three, shop/two" in refused.json()["detail"]
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ def test_no_command_is_left_out() -> None:
     # The others are run on a real console or platform, where they can be seen to do what they say.
     for path in (Path(__file__).parents[1] / "api").glob("test_*.py"):
         # cli("event", "send") through the whole command line, cli(event, "send") through its group.
-        words = re.findall(r'\bcli\(\s*"?([\w-]+)"?(?:,\s*"([\w-]+)")?', path.read_text())
+        words = re.findall(r'\b(?:cli|answer)\(\s*"?([\w-]+)"?(?:,\s*"([\w-]+)")?', path.read_text())
         tested |= {" ".join(each).strip() for each in words}
     elsewhere = {"farebox up", "farebox engine", "farebox demo", "farebox completion"}
     for name, _ in walk(cli, "farebox"):

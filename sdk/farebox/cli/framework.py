@@ -50,6 +50,7 @@ class State:
     url: str | None = None
     api_key: str | None = None
     output: str | None = None
+    query: str | None = None
     _client: "Client | None" = field(default=None, repr=False)
 
     @property
@@ -106,7 +107,7 @@ def note(text: str) -> None:
 
 
 def common_options() -> list[click.Option]:
-    """`-o`, `--url`, `--api-key`: accepted before and after the command's name; the later one wins."""
+    """`-o`, `--query`, `--url`, `--api-key`: accepted before and after the command's name; the later one wins."""
 
     def keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
         state = context.ensure_object(State)
@@ -120,6 +121,13 @@ def common_options() -> list[click.Option]:
             callback=keep,
             expose_value=False,
             help="How to print the answer. Default: table on a terminal, json elsewhere.",
+        ),
+        click.Option(
+            ["--query"],
+            metavar="JMESPATH",
+            callback=keep,
+            expose_value=False,
+            help="Print only this part of the answer, as scoring_uri or data[].name (jmespath.org).",
         ),
         click.Option(
             ["--url"],

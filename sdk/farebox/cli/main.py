@@ -8,6 +8,7 @@ import click
 
 import farebox
 from farebox.cli import (
+    assets,
     billing,
     chat,
     credit,
@@ -16,6 +17,8 @@ from farebox.cli import (
     invoices,
     limits,
     models,
+    online_deployments,
+    online_endpoints,
     organizations,
     platform,
     prices,
@@ -213,6 +216,9 @@ for _command in (
     models.model,
     prices.price,
     endpoints.serverless_endpoint,
+    online_endpoints.online_endpoint,
+    online_deployments.online_deployment,
+    assets.environment,
     endpoints.deployment,
     chat.chat,
     billing.usage,

@@ -76,7 +76,11 @@ def print_done(state: State, answer: Any, text: str) -> None:
 
 
 def print_data(state: State, value: Any) -> bool:
-    """Prints JSON or YAML if that is asked for, and says whether it did."""
+    """Prints JSON or YAML if that is asked for, or what `--query` asks for, and says whether it did."""
+    if state.query is not None:
+        query, state.query = state.query, None
+        _print_part(state, _search(query, value))
+        return True
     kind = state.output_format()
     if kind == "json":
         import json
@@ -89,6 +93,32 @@ def print_data(state: State, value: Any) -> bool:
         click.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), nl=False)
         return True
     return False
+
+
+def _search(query: str, value: Any) -> Any:
+    import jmespath
+
+    try:
+        return jmespath.search(query, value)
+    except jmespath.exceptions.JMESPathError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise click.UsageError(f"--query {query}: {reason}") from None
+
+
+def _print_part(state: State, part: Any) -> None:
+    """A part of an answer, of whatever form."""
+    if print_data(state, part):
+        return
+    if isinstance(part, list) and part and all(isinstance(row, dict) for row in part):
+        names = list(dict.fromkeys(name for row in part for name in row))
+        columns = [Column(name, lambda row, name=name: row.get(name)) for name in names]  # type: ignore[misc]
+        print_rows(state, part, columns)
+    elif isinstance(part, dict):
+        print_object(state, part)
+    else:
+        for each in part if isinstance(part, list) else [part]:
+            text = show(each)
+            click.echo(_tsv(text) if state.output_format() == "tsv" else clean(text), color=True)
 
 
 def _speaks_unicode() -> bool:

@@ -109,6 +109,7 @@ def suggesting(
 def _refused(error: FareboxAPIError, state: State, next_step: str) -> int:
     option = _OPTIONS.get(error.param or "")
     lines = [("Field", f"{error.param} ({option})" if option else error.param or "")]
+    lines += [("File", str(error.extra.get("where") or ""))]
     lines += [("Detail", text) for text in _details(error)]
     lines += [("Next", next_step or _next_step(error, state)), ("Request id", error.request_id or "")]
     _write(error.message, lines)

@@ -28,7 +28,9 @@ The default is a table on a terminal and JSON elsewhere, so a script that captur
 asking. Commands that answer with a text (`chat`, `get-logs`, `version`) print that text unless `-o` is given.
 Notes, questions and errors go to stderr. Lists are fetched whole, except `receipts`, which has pages.
 
-`-o`, `--url` and `--api-key` may stand before or after the command's name. Amounts of money are exact decimal
+`--query` prints a part of the answer, chosen with JMESPath: a text is printed bare with `-o tsv`.
+
+`-o`, `--query`, `--url` and `--api-key` may stand before or after the command's name. Amounts of money are exact decimal
 texts in US dollars, never floats.
 
 ## Errors
@@ -76,7 +78,7 @@ def _section(path: str, command: click.Command) -> str:
 
 
 def _own(command: click.Command) -> list[click.Option]:
-    shared = {"output", "url", "api_key"} if command is not cli else set()
+    shared = {"output", "query", "url", "api_key"} if command is not cli else set()
     return [each for each in command.params if isinstance(each, click.Option) and each.name not in shared]
 
 
