@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from access.admission.model import SERVERLESS_DEFAULT, AdmitRequest, Limits, ScopePolicy
+from access.admission.model import ONLINE_DEFAULT, SERVERLESS_DEFAULT, AdmitRequest, Limits, ScopePolicy
 
 _MAX_PATHS = 200_000
-_Path = tuple[str, str, str, str]
+_Path = tuple[str, str, str, str, bool]
 
 
 class PolicyBook:
@@ -44,7 +44,7 @@ class PolicyBook:
 
     def of(self, request: AdmitRequest) -> tuple[ScopePolicy, ...]:
         """The policies of the call's key, project, organization and endpoint, where they have one."""
-        path = (request.key_id, request.project_id, request.org_id, request.endpoint_id)
+        path = (request.key_id, request.project_id, request.org_id, request.endpoint_id, request.online)
         found = self._paths.get(path)
         if found is None:
             if len(self._paths) >= _MAX_PATHS:
@@ -53,10 +53,11 @@ class PolicyBook:
         return found
 
     def _find(self, path: _Path) -> tuple[ScopePolicy, ...]:
-        policies = [self._policies.get(scope_id) for scope_id in path]
-        endpoint_id = path[3]
+        policies = [self._policies.get(scope_id) for scope_id in path[:4]]
+        endpoint_id, online = path[3], path[4]
         if policies[3] is None and self._endpoint_default is not None and endpoint_id:
-            policies[3] = ScopePolicy("endpoint", endpoint_id, self._endpoint_default)
+            default = ONLINE_DEFAULT if online else self._endpoint_default
+            policies[3] = ScopePolicy("endpoint", endpoint_id, default)
         return tuple(policy for policy in policies if policy is not None)
 
     def scope(self, scope_id: str) -> ScopePolicy | None:

@@ -42,6 +42,8 @@ class Limits:
 
 SERVERLESS_DEFAULT = Limits(requests_per_minute=1000, tokens_per_minute=200_000)
 """What a serverless endpoint has until somebody sets other limits (the reference platform's figures)."""
+ONLINE_DEFAULT = Limits(requests_per_minute=30_000)
+"""What an online endpoint has: 500 requests a second (the same source)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class AdmitRequest(msgspec.Struct, frozen=True):
     estimated_cost_pico: int | None
     now_ms: int
     expires_ms: int
+    online: bool = False  # of an online endpoint: another default limit
 
 
 class Figures(msgspec.Struct, frozen=True):

@@ -113,6 +113,7 @@ class Limiter:
             worst.cost_pico,
             now_ms,
             now_ms + self._hold_ms,
+            route.scoring is not None,
         )
         decision = self._admission.admit(request)
         # Not `isawaitable`: it costs more than the rest of this function.

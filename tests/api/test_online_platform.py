@@ -1,0 +1,190 @@
+"""Online endpoints through a whole platform: real environments, real scorers, calls through the gateway all the while."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import platform as platforms
+
+SCRIPT = """
+import json, os, math
+def init():
+    global model
+    with open(os.path.join(os.environ["AZUREML_MODEL_DIR"], "weights.json")) as file:
+        model = json.load(file)
+def run(data):
+    rows = json.loads(data)["data"]
+    return {"by": NAME, "scores": [sum(w * x for w, x in zip(model["weights"], row)) for row in rows]}
+"""
+
+
+class Shop:
+    """An operator at a running platform, and a caller of its endpoint."""
+
+    def __init__(self, platform: platforms.Platform, folder: Path) -> None:
+        self.platform, self.folder = platform, folder
+        self.client = httpx.Client(
+            base_url=platform.url, headers={"authorization": f"Bearer {platform.admin_key}"}, timeout=60
+        )
+        with platform.client() as client:
+            client.organizations.create("acme")
+            client.projects.create("web", organization="acme")
+        self.model = folder / "model"
+        self.model.mkdir()
+        (self.model / "weights.json").write_text('{"weights": [1, 10]}')
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        answer = self.client.request(method, path, json=body)
+        assert answer.status_code < 300, answer.text
+        return answer.json()
+
+    def operate(self, method: str, path: str, body: Any = None) -> Any:
+        """Do it and wait; the ended operation."""
+        made = self.ask(method, path, body)
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline:
+            operation = self.ask("GET", made["operation"]["url"])
+            if operation["state"] != "Running":
+                return operation
+            time.sleep(0.2)
+        raise AssertionError(f"still {operation['phase']}")
+
+    def deployment(self, name: str, script: str = SCRIPT, **fields: Any) -> dict[str, Any]:
+        code = self.folder / f"code-{name}"
+        code.mkdir(exist_ok=True)
+        (code / "score.py").write_text(script.replace("NAME", repr(name)))
+        return {
+            "name": name,
+            "model": {"path": str(self.model)},
+            "code_configuration": {"code": str(code), "scoring_script": "score.py"},
+            "environment": {"conda_file": {"dependencies": ["python=3.11", {"pip": []}]}},
+            "instance_type": "Standard_DS3_v2",
+            "instance_count": 1,
+            "request_settings": {"max_concurrent_requests_per_instance": 8},
+            "readiness_probe": {"initial_delay": 1, "period": 1},
+        } | fields
+
+    def key(self) -> str:
+        return str(self.ask("POST", "/api/online-endpoints/shop/list-keys")["primaryKey"])
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    with platforms.running(tmp_path_factory.mktemp("home")) as platform:
+        shop = Shop(platform, tmp_path_factory.mktemp("mine"))
+        shop.ask("POST", "/api/online-endpoints", {"name": "shop", "project": "acme/web"})
+        yield shop
+
+
+class Callers:
+    """Call all the while; every answer is counted."""
+
+    def __init__(self, shop: Shop, number: int) -> None:
+        self._url, self._key = f"{shop.platform.url}/endpoints/shop/score", shop.key()
+        self._over = threading.Event()
+        self.statuses: Counter[int] = Counter()
+        self.by: Counter[str] = Counter()
+        self._threads = [threading.Thread(target=self._run) for _ in range(number)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        with httpx.Client(headers={"authorization": f"Bearer {self._key}"}, timeout=30) as client:
+            while not self._over.is_set():
+                answer = client.post(self._url, json={"data": [[1, 2]]})
+                self.statuses[answer.status_code] += 1
+                if answer.status_code == 200:
+                    assert answer.json()["scores"] == [21]
+                    self.by[answer.json()["by"]] += 1
+                time.sleep(0.002)
+
+    def stop(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def score(shop: Shop, key: str, body: Any, **headers: str) -> httpx.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.post(
+        f"{shop.platform.url}/endpoints/shop/score",
+        json=body,
+        headers={"authorization": f"Bearer {key}"} | named,
+        timeout=30,
+    )
+
+
+@pytest.mark.timeout(400)
+def test_blue_and_green(shop: Shop) -> None:
+    """Deployed, called, split, mirrored, promoted, updated under load, rolled back, refused, deleted."""
+    key = shop.key()
+    assert score(shop, key, {}).status_code == 404, "no deployment yet"
+    blue = shop.deployment("blue")
+    made = shop.operate("POST", "/api/online-endpoints/shop/deployments?all_traffic=true", blue)
+    assert made["state"] == "Succeeded", made
+    answer = score(shop, key, {"data": [[1, 2], [3, 4]]})
+    assert (answer.status_code, answer.json()) == (200, {"by": "blue", "scores": [21, 43]})
+    assert score(shop, key, "nonsense").status_code == 424
+    green = shop.deployment("green")
+    assert shop.operate("POST", "/api/online-endpoints/shop/deployments", green)["state"] == "Succeeded"
+    assert score(shop, key, {"data": [[0, 1]]}, azureml_model_deployment="green").json()["by"] == "green"
+    callers = Callers(shop, 4)
+    try:
+        shop.ask("PUT", "/api/online-endpoints/shop/traffic", {"mirror_traffic": {"green": 30}})
+        time.sleep(2)
+        assert set(callers.by) == {"blue"}, "a shadow answers nobody"
+        shop.ask(
+            "PUT",
+            "/api/online-endpoints/shop/traffic",
+            {"traffic": {"blue": 50, "green": 50}, "mirror_traffic": {}},
+        )
+        time.sleep(2)
+        assert set(callers.by) == {"blue", "green"}, (
+            callers.statuses,
+            shop.ask("GET", "/api/online-endpoints/shop"),
+        )
+        shop.ask("PUT", "/api/online-endpoints/shop/traffic", {"traffic": {"green": 100}})
+        time.sleep(1.5)
+        before = callers.by["blue"]
+        time.sleep(1)
+        assert callers.by["blue"] == before
+        changed = shop.deployment("green", SCRIPT + "\n# another\n", environment_variables={"A": "1"})
+        updated = shop.operate("PUT", "/api/online-endpoints/shop/deployments/green", changed)
+        assert updated["state"] == "Succeeded", updated
+        time.sleep(1)
+        shop.ask("PUT", "/api/online-endpoints/shop/traffic", {"traffic": {"blue": 100}})
+        time.sleep(1.5)
+    finally:
+        callers.stop()
+    assert set(callers.statuses) == {200}, callers.statuses
+    assert callers.statuses[200] > 500
+    broken = shop.deployment(
+        "bad", "def init():\n    raise ValueError('no weights')\ndef run(data):\n    pass\n"
+    )
+    failed = shop.operate("POST", "/api/online-endpoints/shop/deployments", broken)
+    assert failed["state"] == "Failed" and failed["error"]["code"] == "UserScriptInitFailed", failed
+    assert "no weights" in failed["error"]["message"]
+    missing = shop.deployment(
+        "env", environment={"conda_file": {"dependencies": ["no-such-package-of-anybody"]}}
+    )
+    failed = shop.operate("POST", "/api/online-endpoints/shop/deployments", missing)
+    assert failed["state"] == "Failed" and failed["error"]["code"] == "ImageBuildFailure", failed
+    assert "no-such-package-of-anybody" in failed["error"]["message"]
+    usage = shop.ask("GET", "/api/usage?organization=acme&group_by=endpoint")["data"]
+    assert usage[0]["endpoint"] == "shop" and usage[0]["requests"] >= callers.statuses[200]
+    renewed = shop.ask("POST", "/api/online-endpoints/shop/regenerate-keys", {"key_type": "primary"})
+    deadline = time.monotonic() + 10
+    while score(shop, key, {"data": []}).status_code != 401 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert score(shop, key, {"data": []}).status_code == 401
+    assert score(shop, renewed["primaryKey"], {"data": []}).status_code == 200
+    logs = shop.client.get("/api/online-endpoints/shop/deployments/blue/logs")
+    assert logs.status_code == 200
+    assert json.dumps(usage)
