@@ -1,6 +1,8 @@
 """Deployments of online endpoints, and the operations that make and change them."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import Query, Response, status
@@ -9,6 +11,7 @@ from sqlalchemy import Connection
 
 from catalog.store import find_model, list_models
 from core.errors import Invalid, NotFound
+from core.settings import Settings
 from functions.console.dependencies import ConsoleDependencies, Deps
 from functions.console.endpoints import MAX_LOG_LINES
 from functions.console.online_endpoints import ACCEPTED
@@ -22,13 +25,17 @@ from functions.console.online_shapes import OnlineDeploymentDocument
 from functions.console.routing import console_router
 from functions.console.shapes import Page
 from serving.endpoints import get_endpoint
+from serving.environments import VirtualEnvironments
 from serving.model import Endpoint
 from serving.online import assets, changes, copies, rules, store
 from serving.online.assemble import Assembled, deployment_spec
+from serving.online.launch import catalog_model
 from serving.online.machine import capacity
 from serving.online.merge import merge_patch
 from serving.online.model import OnlineDeployment, Operation
 from serving.online.spec import DeploymentSpec
+from serving.replica_logs import ReplicaLog
+from serving.store import live_replicas
 
 router = console_router("online deployments")
 
@@ -160,7 +167,7 @@ def get_online_logs(
         row = get_endpoint(connection, name, kind="online")
         found = changes.get_deployment(connection, row, deployment)
     if container == "storage-initializer":
-        return PlainTextResponse(_prepared(found.spec))
+        return PlainTextResponse(_prepared(found.spec, deps.settings, lines))
     text = deps.runtime.tail_log(found.id, lines)
     if not text:
         text = f"{deployment} has written nothing yet (it is {found.provisioning_state}); try again later\n"
@@ -176,6 +183,9 @@ def get_operation(operation_id: str, deps: Deps) -> OperationOut:
         raise NotFound(
             f"there is no operation {operation_id[:60]!r}, or it ended long ago", param="operation"
         )
+    live = deps.runtime.status().get(found.target)
+    if live is not None and live.phase:
+        found = replace(found, phase=live.phase)  # fresher than the table
     return operation_out(found)
 
 
@@ -189,6 +199,7 @@ def _put(
 ) -> OnlineDeploymentOut:
     """Copy first, for that takes its time; then check and record in one transaction."""
     place = _place(deps)
+    _forget_copies(place.home, deps)
     staged = copies.stage(place.home, made.code, made.model, max_model_bytes=place.max_model_bytes)
     try:
         with deps.db.begin() as connection:
@@ -201,6 +212,14 @@ def _put(
     finally:
         if staged is not None:
             copies.discard(staged.folder)  # gone by now, unless the change was refused or needed no copies
+
+
+def _forget_copies(home: FilePath, deps: ConsoleDependencies) -> None:
+    """Copies of deployments that are gone, and whose processes are."""
+    with deps.db.read() as connection:
+        used = {each.id for each in store.list_online_deployments(connection)}
+        used |= {each.deployment_id for each in live_replicas(connection)}
+    copies.sweep(home, used)
 
 
 def _place(deps: ConsoleDependencies) -> changes.Place:
@@ -220,9 +239,12 @@ def _assemble(
         found = assets.find_asset(connection, kind, name, version)
         return None if found is None else {**found.document, "name": found.name, "version": found.version}
 
-    return deployment_spec(
+    made = deployment_spec(
         document, asset, lambda name: _catalog_id(connection, name), kept=kept, touched=touched
     )
+    if made.spec.kind == "catalog":
+        catalog_model(connection, made.spec)
+    return made
 
 
 def _catalog_id(connection: Connection, name: str) -> str | None:
@@ -259,10 +281,18 @@ def _of_endpoint(document: dict[str, Any], endpoint: str, name: str | None = Non
     return document
 
 
-def _prepared(spec: DeploymentSpec) -> str:
-    lines = [f"code: {spec.code_path}"] if spec.code_path else []
-    lines += [f"model: {spec.model_path}"] if spec.model_path else []
-    return "".join(f"{line}\n" for line in lines) or "nothing had to be copied\n"
+def _prepared(spec: DeploymentSpec, settings: Settings, lines: int) -> str:
+    """What was copied, and how the environment was built."""
+    found = [
+        f"{what}: {path}" for what, path in (("code", spec.code_path), ("model", spec.model_path)) if path
+    ]
+    if spec.kind in ("script", "mlflow"):
+        model = FilePath(spec.model_path) if spec.kind == "mlflow" else None
+        python = VirtualEnvironments(settings).python(spec.environment, model)
+        environment = python.parent.parent
+        log = ReplicaLog(environment.parent, environment.name).tail(lines)
+        found += ["environment:", *log] if log else ["environment: it is not being built yet"]
+    return "".join(f"{line}\n" for line in found[-lines:]) or "nothing had to be prepared\n"
 
 
 def _shown(

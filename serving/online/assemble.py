@@ -141,7 +141,7 @@ def deployment_spec(
         name=made.spec.name,
         kind=kind,
         target=target,
-        model=model.written,
+        model=model.catalog_id if kind == "catalog" else model.written,
         model_name=model.name,
         model_version=model.version,
         model_path=kept.model_path if kept and keep_model and model.path else "",

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ MAX_MODEL_BYTES = 50 * 1024**3
 MAX_FILES = 20_000
 _SKIPPED = frozenset({".git", "__pycache__", ".ipynb_checkpoints"})
 _CHUNK = 1024 * 1024
+_KEPT_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,15 +194,26 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(home: Path, living: Collection[str]) -> list[str]:
-    """Remove the copies of deployments that are not in `living`, and staging folders: for the start of the server."""
-    gone = []
+def sweep(home: Path, used: Collection[str]) -> list[str]:
+    """Remove the copies of deployments that are not in `used`, and what a crash left of a copy that was begun.
+
+    What is younger than an hour stays: a change that is being recorded is not in any table yet.
+    """
     folder = home / "online"
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if entry.name not in living:
-            discard(entry)
-            gone.append(entry.name)
-    return gone
+    entries = [each for each in folder.iterdir() if each.name != ".staging"] if folder.is_dir() else []
+    begun = folder / ".staging"
+    entries += begun.iterdir() if begun.is_dir() else []
+    old = [each for each in sorted(entries) if each.name not in used and _age_s(each) > _KEPT_S]
+    for entry in old:
+        discard(entry)
+    return [each.name for each in old]
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:  # gone meanwhile
+        return 0
 
 
 def _nearest(path: Path) -> str:

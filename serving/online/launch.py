@@ -63,7 +63,7 @@ class OnlineLauncher:
             what = ["--mlflow-model", spec.model_path]
         else:
             what = ["--entry-script", str(Path(spec.code_path) / spec.scoring_script)]
-            what += ["--model-dir", spec.model_path] if spec.model_path else []
+            what += ["--model-dir", spec.model_dir] if spec.model_path else []
 
         def prepare(report: Report) -> None:
             self._environments.build(spec.environment, model if spec.kind == "mlflow" else None, report)
@@ -112,7 +112,8 @@ def _environment(spec: DeploymentSpec, port: int) -> dict[str, str]:
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     ours = {"PORT": str(port)}
     if spec.model_path:
-        ours["AZUREML_MODEL_DIR"] = spec.model_path
+        # What the model's folder or file lies in: scripts join its name to it.
+        ours["AZUREML_MODEL_DIR"] = spec.model_dir
     if spec.code_path:
         ours["AML_APP_ROOT"] = spec.code_path
     if spec.scoring_script:

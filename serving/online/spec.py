@@ -108,7 +108,8 @@ class DeploymentSpec(_Json):
     """One deployment of an online endpoint.
 
     `kind` follows from what was given: a scoring script, else an MLflow model, else the user's own server, else a
-    model of the catalog. `model` is the reference as it was written; `model_path` is "" when there is no local model.
+    model of the catalog. `model` is that one's id, else the reference as it was written. `model_path` is "" when there is
+    no local model.
     `command` is the user's own HTTP server: `{port}` in it becomes the instance's port, as `$PORT` in its environment.
     `document` is what was sent, with the user's own paths; the `…_digest` tell a changed copy.
     """

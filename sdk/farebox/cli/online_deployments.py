@@ -121,7 +121,7 @@ def update(
             answer = deployments.patch(endpoint, known, document.value)
         else:
             answer = deployments.put(endpoint, known, document.value)
-    _finish(state, answer, no_wait)
+    _finish(state, answer, no_wait, said_before=path is None)
 
 
 @online_deployment.command(
@@ -226,8 +226,9 @@ def get_logs(
         follow_log(read, found)
 
 
-def _finish(state: State, answer: dict[str, Any], no_wait: bool) -> None:
-    say_notes(answer)
+def _finish(state: State, answer: dict[str, Any], no_wait: bool, *, said_before: bool = False) -> None:
+    if not said_before:
+        say_notes(answer)
     name, endpoint = answer["name"], answer["endpoint_name"]
     deployments = state.client.online_deployments
     if not no_wait:

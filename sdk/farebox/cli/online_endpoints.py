@@ -117,7 +117,8 @@ def update(
             answer = endpoints.put_traffic(known, live, copies)
         else:
             raise click.UsageError("nothing to change: give --traffic, --mirror-traffic, --set or -f")
-    say_notes(answer)
+    if path is not None:
+        say_notes(answer)
     _finish(state, answer, no_wait)
 
 
