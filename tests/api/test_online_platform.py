@@ -17,7 +17,7 @@ SCRIPT = """
 import json, os, math
 def init():
     global model
-    with open(os.path.join(os.environ["AZUREML_MODEL_DIR"], "weights.json")) as file:
+    with open(os.path.join(os.environ["AZUREML_MODEL_DIR"], "model", "weights.json")) as file:
         model = json.load(file)
 def run(data):
     rows = json.loads(data)["data"]
