@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import machine, sink, targets, toolchain
+from bench import machine, scorer, sink, targets, toolchain
 from bench.footprint import measure_footprint
 from bench.load import Engine, Generator
 from bench.platform_target import PlatformTarget, farebox_up
@@ -42,6 +42,8 @@ def main() -> int:
     """Exit status 0 when everything was measured, whether or not the targets are met; 1 when it could not be."""
     if "--sink" in sys.argv[1:]:  # measures something else, with options of its own
         return sink.main([argument for argument in sys.argv[1:] if argument != "--sink"])
+    if "--scorer" in sys.argv[1:]:
+        return scorer.main([argument for argument in sys.argv[1:] if argument != "--scorer"])
     arguments = _parser().parse_args()
     machine.many_files()
     try:
@@ -77,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--footprint", action="store_true", help="only starts, memory and CPU of an idle platform"
     )
     parser.add_argument("--sink", action="store_true", help="only usage events into the database")
+    parser.add_argument("--scorer", action="store_true", help="only the scorer, beside Azure's")
     parser.add_argument("--write-docs", action="store_true", help="put the results into docs/performance.md")
     return parser
 

@@ -78,11 +78,13 @@ class AMLRequest:
 class AMLResponse:
     """An answer with a status and headers of the script's own. `message`: text, bytes, or anything JSON can hold."""
 
-    def __init__(self, message=None, status_code=200, headers=None, json_str=False, **more):
-        self.message = more.get("response", message)
-        self.status_code = int(more.get("status", status_code))
-        self.headers = dict(headers or {})
+    def __init__(
+        self, message, status_code, response_headers=None, json_str=False, run_function_failed=False
+    ):
+        self.message, self.status_code = message, int(status_code)
+        self.headers = dict(response_headers or {})
         self.json_str = json_str
+        self.run_function_failed = bool(run_function_failed) or self.status_code >= 500
 
 
 def rawhttp(function):

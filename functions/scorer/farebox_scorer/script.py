@@ -31,10 +31,11 @@ class BadInput(Exception):
 
 
 class Answer:
-    """What goes back: body, status, headers."""
+    """What goes back: body, status, headers; `failed` is told in a header of its own."""
 
-    def __init__(self, body, status=200, headers=None, content_type="application/json"):
+    def __init__(self, body, status=200, headers=None, content_type="application/json", failed=False):
         self.body, self.status, self.headers, self.content_type = body, status, headers or {}, content_type
+        self.failed = failed
 
 
 class UserScript:
@@ -97,16 +98,20 @@ class UserScript:
 def answer_of(result):
     """What a script returned as an answer."""
     if isinstance(result, api.AMLResponse):
-        message = result.message
-        kind = next((v for k, v in result.headers.items() if k.lower() == "content-type"), "")
-        headers = {k: v for k, v in result.headers.items() if k.lower() != "content-type"}
-        if isinstance(message, bytes):
-            return Answer(message, result.status_code, headers, kind or "application/octet-stream")
-        if isinstance(message, str) and not result.json_str:
-            return Answer(message.encode(), result.status_code, headers, kind or "text/html; charset=utf-8")
-        body = {} if message is None else message
-        return Answer(_json(body), result.status_code, headers, kind or "application/json")
+        return _own_answer(result)
     return Answer(_json(result))
+
+
+def _own_answer(result):
+    message, status, failed = result.message, result.status_code, result.run_function_failed
+    kind = next((v for k, v in result.headers.items() if k.lower() == "content-type"), "")
+    headers = {k: v for k, v in result.headers.items() if k.lower() != "content-type"}
+    if isinstance(message, bytes):
+        return Answer(message, status, headers, kind or "text/html; charset=utf-8", failed)
+    if isinstance(message, str) and not result.json_str:
+        return Answer(message.encode(), status, headers, kind or "text/html; charset=utf-8", failed)
+    body = {} if message is None else message
+    return Answer(_json(body), status, headers, kind or "application/json", failed)
 
 
 def parse_json(body):
@@ -136,11 +141,20 @@ def _text(method, query, body):
 
 
 def _query_object(query):
+    """`a=1&b=x&b=2` as `{"a": 1, "b": ["x", 2]}`."""
     values = api.Values(query)
-    return {
-        name: values.getlist(name) if len(values.getlist(name)) > 1 else value
-        for name, value in values.items()
-    }
+    found = {}
+    for name in values:
+        each = [_loose_json(value) for value in values.getlist(name)]
+        found[name] = each if len(each) > 1 else each[0]
+    return found
+
+
+def _loose_json(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _load(path):

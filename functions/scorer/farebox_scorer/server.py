@@ -84,13 +84,11 @@ class Server:
         while self.connections and any(each.busy for each in self.connections):  # noqa: ASYNC110  seldom
             await asyncio.sleep(0.02)
 
-    def headers_of(self, request_id, client_id, extra=()):
-        """Of every answer."""
-        found = [("x-ms-server-version", f"farebox-scorer/{VERSION}"), ("x-request-id", request_id)]
-        found.append(("x-ms-request-id", request_id))
-        if client_id:
-            found.append(("x-ms-client-request-id", client_id))
-        return [*found, *extra]
+    def headers_of(self, ids, extra=()):
+        """Of every answer. `ids`: of the request, the older of the client's ids, the client's, a trace's."""
+        names = ("x-request-id", "x-ms-request-id", "x-ms-client-request-id", "TraceId")
+        found = [(name, value) for name, value in zip(names, ids) if value]  # noqa: B905  Python 3.9
+        return [("x-ms-server-version", f"farebox-scorer/{VERSION}"), *found, *extra]
 
 
 class Connection:
@@ -103,6 +101,7 @@ class Connection:
         self._queue = []  # complete requests that wait for their turn
         self.busy = False
         self._timer = None
+        self._ids, self._cors, self._keep_alive = (), "", True
         self._reset()
 
     def _reset(self):
@@ -212,12 +211,14 @@ class Connection:
         self._transport.resume_reading()
         self.busy = True
         self._keep_alive = keep_alive and not self._server.stopping and not too_large
-        given = headers.get("x-request-id") or headers.get("x-ms-request-id") or ""
-        client = headers.get("x-ms-client-request-id") or ""
-        self._ids = given or str(uuid.uuid4()), client
-        if len(given) > MAX_ID or len(client) > MAX_ID:
-            self._ids = str(uuid.uuid4()), ""
-            self._fail(431, f"x-request-id and x-ms-client-request-id may have {MAX_ID} characters")
+        given, older = headers.get("x-request-id", ""), headers.get("x-ms-request-id", "")
+        client = headers.get("x-ms-client-request-id", "") or older
+        request_id = given or str(uuid.uuid4())
+        self._ids = request_id, older or client or request_id, client, headers.get("TraceId", "")
+        self._cors = ""
+        if max(len(given), len(older), len(client)) > MAX_ID:
+            self._ids = str(uuid.uuid4()), "", "", ""
+            self._fail(431, f"request ids may have {MAX_ID} characters")
         elif too_large:
             self._fail(413, f"the request body is larger than {self._server.max_body} bytes")
         else:
@@ -286,13 +287,18 @@ class Connection:
     def _ran(self, found, ms):
         more = [("x-ms-run-fn-exec-ms", f"{ms:.3f}")]
         if isinstance(found, Answer):
-            self._finish(found, [*more, ("x-ms-run-function-failed", "False")])
+            self._finish(found, [*more, ("x-ms-run-function-failed", str(found.failed))])
         elif isinstance(found, BadInput):
             self._fail(found.status, str(found), [*more, ("x-ms-run-function-failed", "False")])
         else:
             traceback.print_exception(type(found), found, found.__traceback__, file=sys.stderr)
             sys.stderr.flush()
-            self._fail(500, f"{type(found).__name__}: {found}", [*more, ("x-ms-run-function-failed", "True")])
+            # What it says may be of the model's inside: for the log.
+            self._fail(
+                500,
+                f"The scoring script raised {type(found).__name__}; see its log.",
+                [*more, ("x-ms-run-function-failed", "True")],
+            )
 
     # -- answers --
 
@@ -303,8 +309,8 @@ class Connection:
         if self._transport is None:
             self.busy = False
             return
-        cors = [("access-control-allow-origin", self._cors)] if getattr(self, "_cors", "") else []
-        self._write(answer, self._server.headers_of(*self._ids, [*more, *cors]), close=not self._keep_alive)
+        cors = [("access-control-allow-origin", self._cors)] if self._cors else []
+        self._write(answer, self._server.headers_of(self._ids, [*more, *cors]), close=not self._keep_alive)
         self.busy = False
         if self._queue:
             self._loop.call_soon(self._next)
