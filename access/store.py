@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from access.keys import NewKey, make_key
@@ -272,10 +272,11 @@ def issue_endpoint_token(
 ) -> str:
     """A key of the endpoint that is good for `life_ms` and shown this once; RateLimited when too many are in force.
 
-    Tokens that expired are forgotten.
+    Tokens that expired count as revoked from then on, so that revoking an endpoint's keys stays a small deed.
     """
     mine = and_(api_keys.c.endpoint_id == endpoint_id, api_keys.c.slot == TOKEN_SLOT)
-    connection.execute(delete(api_keys).where(mine, api_keys.c.expires_ms <= now_ms))
+    over = and_(mine, api_keys.c.expires_ms <= now_ms, api_keys.c.revoked_ms == 0)
+    connection.execute(update(api_keys).where(over).values(revoked_ms=api_keys.c.expires_ms))
     in_force = connection.execute(
         select(func.count()).select_from(api_keys).where(mine, api_keys.c.revoked_ms == 0)
     ).scalar_one()

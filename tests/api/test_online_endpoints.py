@@ -1,6 +1,8 @@
 """Online endpoints and their deployments over the management API."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,20 @@ def test_a_second_change_waits_but_deletion_cancels(console: ConsolePlatform, co
     assert console.client.delete("/api/online-endpoints/shop/deployments/blue").status_code == 202
     assert console.get(made["operation"]["url"])["error"]["code"] == "OperationCanceled"
     deploy(console, blue(code))
+
+
+def test_of_two_changes_at_once_one_waits(console: ConsolePlatform, code: Path) -> None:
+    endpoint(console)
+    gate = threading.Barrier(2)
+
+    def create(name: str) -> int:
+        gate.wait()
+        path = "/api/online-endpoints/shop/deployments"
+        return int(console.client.post(path, json=blue(code, name)).status_code)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(create, ["blue", "green"])) == [202, 409]
+    assert len(console.get("/api/online-endpoints/shop/deployments")["data"]) == 1
 
 
 def test_a_failure_is_shown_and_the_next_attempt_is_a_new_generation(

@@ -12,9 +12,9 @@ from access.files import SecretFileError
 from access.keys import hash_key, make_key
 from access.model import Organization, Principal, Project
 from access.sealer import SealBrokenError, Sealer
-from core.changes import read_changes
+from core.changes import last_seq, read_changes
 from core.database import Database
-from core.errors import Conflict, Invalid, NotFound
+from core.errors import Conflict, Invalid, NotFound, RateLimited
 
 NOW = 1_760_000_000_000
 SEALER = Sealer(b"s" * 32)
@@ -147,6 +147,34 @@ def test_endpoint_keys_are_shown_again_and_renewed_one_by_one(db: Database) -> N
             store.endpoint_keys(connection, "ep_1", SEALER)
         with pytest.raises(NotFound):
             store.regenerate_endpoint_key(connection, "ep_1", "primary", NOW, SEALER)
+
+
+def test_an_endpoints_token_opens_it_for_its_time_and_no_longer(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_TOKENS", 2)
+
+    def issue(at_ms: int) -> str:
+        with db.begin() as connection:
+            return store.issue_endpoint_token(connection, "ep_1", "org", "proj", at_ms, 1000)
+
+    def opens(text: str, at_ms: int) -> bool:
+        with db.read() as connection:
+            found = store.principal_by_hash(connection, hash_key(text), at_ms)
+        return found is not None and (found.kind, found.endpoint_id) == ("endpoint", "ep_1")
+
+    first, second = issue(NOW), issue(NOW + 500)
+    assert opens(first, NOW + 999) and not opens(first, NOW + 1000) and opens(second, NOW + 1000)
+    with pytest.raises(RateLimited, match="2 tokens"):
+        issue(NOW + 600)
+    third = issue(NOW + 1000)  # the first has expired, and made room
+    with db.begin() as connection:
+        with pytest.raises(NotFound):
+            store.endpoint_keys(connection, "ep_1", SEALER)  # a token is none of the two keys
+        before = last_seq(connection)
+        store.revoke_endpoint_keys(connection, "ep_1", NOW + 1001)
+        assert len(read_changes(connection, before)) == 2  # not of the one that had expired
+    assert not opens(second, NOW + 1001) and not opens(third, NOW + 1001)
 
 
 def status_of(db: Database, path: Path) -> str:
