@@ -170,10 +170,10 @@ class EnvironmentDocument(Document):
 
 
 class CodeConfiguration(Document):
-    """The script that answers calls."""
+    """The script that answers calls; with a command, the folder that it is started in."""
 
     code: Path = Field(description="An absolute path on the server's machine.")
-    scoring_script: Path = Field(examples=["score.py"])
+    scoring_script: Path | None = Field(default=None, examples=["score.py"])
 
 
 class RequestSettingsDocument(Document):

@@ -133,7 +133,7 @@ def deployment_spec(
     made.model = None if keep_model else (model.path or None)
     folder = (kept.model_path if kept and keep_model else model.path) if model.path else ""
     kind = _kind(document, model, environment, folder)
-    if code:
+    if code and kind != "command":
         _check_script(code, kept.code_path if kept and keep_code else str(code.get("code")), made)
     made.model_id = model.catalog_id if kind == "catalog" else ""
     target = _target(document)
@@ -273,6 +273,11 @@ def _environment(document: Document, find_asset: FindAsset, notes: list[str]) ->
             )
         given = found
     made = environment_fields(given, "environment.")
+    routes = made.get("inference_config")
+    if routes and document.get("command"):
+        notes.append(
+            "environment.inference_config: the paths count; the port is the one that the command gets"
+        )
     for name, why in (
         ("image", "an image is used in a cluster; here the other fields make the environment"),
         ("build", "an image is built for a cluster; here the other fields make the environment"),
@@ -289,7 +294,7 @@ def environment_fields(given: Document, prefix: str) -> dict[str, Any]:
         made["conda_file"] = _conda(made["conda_file"], f"{prefix}conda_file")
     if isinstance(made.get("requirements_file"), str):
         made["requirements"] = _read(made.pop("requirements_file"), f"{prefix}requirements_file").splitlines()
-    if not {"conda_file", "requirements", "image", "build"} & set(made):
+    if not {"conda_file", "requirements", "image", "build", "inference_config"} & set(made):
         raise Invalid(
             f"{prefix}conda_file: the field is missing; an environment is made by conda_file, requirements_file or image",
             param=f"{prefix}conda_file",
@@ -421,6 +426,8 @@ def _note_local(document: Document, made: Assembled) -> None:
         notes.append("app_insights_enabled: metrics and logs are always kept, by the platform itself")
     if spec.target == "kubernetes":
         notes.append("type: instances are processes on this machine")
+    if spec.kind == "command" and {"conda_file", "requirements"} & set(spec.environment or {}):
+        notes.append("environment: a command runs with what the machine has")
     if spec.kind == "script" and spec.environment is None:
         notes.append("environment: none is given; the script runs with the packages of the scoring server")
     made.spec = replace(spec, notes=tuple(notes))

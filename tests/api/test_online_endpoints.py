@@ -272,13 +272,33 @@ def test_kinds_follow_from_what_is_given(console: ConsolePlatform, code: Path, t
         ("one", {"model": {"path": str(mlflow), "type": "mlflow_model"}}, "mlflow"),
         ("two", {"model": "acme/served"}, "catalog"),
         ("three", {"model": "azureml://registries/azureml/models/served/versions/4"}, "catalog"),
-        ("four", {"command": "python server.py --port {port}", "code_configuration": None}, "command"),
+        (
+            "four",
+            {"command": "python server.py --port {port}", "code_configuration": {"code": str(code)}},
+            "command",
+        ),
     ):
         made = deploy(console, {"name": name, **document})
         assert made["kind"] == kind
         finish(console, made)
     refused = console.client.delete("/api/models/acme/served")
     assert "shop/three, shop/two" in refused.json()["detail"]
+
+
+def test_routes_of_a_server_of_ones_own(console: ConsolePlatform, code: Path) -> None:
+    endpoint(console)
+    routes = {
+        f"{part}_route": {"port": 8000, "path": f"/{part}"} for part in ("scoring", "liveness", "readiness")
+    }
+    own = {"name": "own", "environment": {"image": "mine:1", "inference_config": routes}}
+    answer = console.client.post("/api/online-endpoints/shop/deployments", json=own)
+    refused(answer, 422, "command", "say how to start it")
+    made = deploy(console, own | {"command": ["serve", "{port}"], "code_configuration": {"code": str(code)}})
+    assert any(note.startswith("environment.inference_config: the paths count") for note in made["notes"])
+    with console.db.read() as connection:
+        found = store.find_online_deployment(connection, deployment_id=made["id"])
+    assert found is not None and found.spec.command == ("serve", "{port}")
+    assert (found.spec.routes.scoring.path, found.spec.readiness_probe.path) == ("/scoring", "/readiness")
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -299,7 +319,7 @@ def test_kinds_follow_from_what_is_given(console: ConsolePlatform, code: Path, t
         ({"model": "azureml:churn:1"}, 404, "model", "farebox model create"),
         ({"model": "acme/mock-chad"}, 404, "model", "farebox model list"),
         ({"code_configuration": {"code": "/nowhere", "scoring_script": "a.py"}}, 422, "code_configuration.code", "no"),
-        ({"code_configuration": {"code": "/"}}, 422, "code_configuration.scoring_script", "missing"),
+        ({"code_configuration": {"code": "/tmp"}}, 422, "code_configuration.scoring_script", "missing"),
         ({"environment": "azureml:sklearn@latest"}, 422, "environment", "farebox environment create"),
         ({"environment": {"name": "x"}}, 422, "environment.conda_file", "missing"),
         ({"environment": {"conda_file": "/nowhere.yml"}}, 422, "environment.conda_file", "cannot be read"),

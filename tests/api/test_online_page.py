@@ -31,5 +31,6 @@ def test_the_page_runs_as_printed(tmp_path: Path) -> None:
     # Who answered, in the order of the page: by the split, with curl, by name, mirrored, promoted, from Python.
     answered = re.findall(r'"version": "(\w+)", "price": 250', run.stdout)
     assert answered == ["blue", "blue", "green", "blue", "green", "green"]
-    assert "{'blue': 90, 'green': 0, 'red': 10}" in run.stdout
+    assert "13 bytes" in run.stdout
+    assert "{'blue': 90, 'green': 0, 'own': 0, 'red': 10}" in run.stdout
     assert re.search(r"^blue\s+100$", run.stdout, re.MULTILINE)
