@@ -20,6 +20,7 @@ from core.version import VERSION
 from functions.api_page import install_api_page
 from functions.gateway import openapi
 from functions.gateway.azure_info import add_azure_info
+from functions.gateway.comparison_page import add_comparison
 from functions.gateway.dependencies import GatewayDependencies
 from functions.gateway.exchange import Message, Receive, Scope, Send, error_headers
 from functions.gateway.fast_lane import FastLane
@@ -64,6 +65,7 @@ def create_gateway(dependencies: GatewayDependencies) -> FastAPI:
         for path, plan in (ENDPOINT_PLANS if prefix else PLANS).items():
             _add_planned_route(app, prefix, path, plan)
     add_azure_info(app, gateway)
+    add_comparison(app, gateway)
     add_metrics(app, gateway)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(FareboxError, _on_our_error)

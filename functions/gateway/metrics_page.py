@@ -9,6 +9,7 @@ from pathlib import Path
 from fastapi import FastAPI, Response
 
 from core.version import VERSION
+from functions.gateway.comparison_page import comparison_families
 from functions.gateway.exposition import CONTENT_TYPE, Family, Sample, render
 from functions.gateway.gateway import Gateway
 from functions.gateway.metrics import MAX_MODELS
@@ -48,6 +49,7 @@ def _state(gateway: Gateway) -> Iterable[Family]:
         [("", (("deployment", name),), count) for name, count in gateway.places.waiting().items()],
     )
     yield from _servers(gateway)
+    yield from comparison_families(gateway.mirrors.comparisons())
     yield _gauge("held_pico_dollars", "Money reserved under budgets", gateway.limits.held_pico())
     events, size = gateway.journal.depth()
     yield _gauge("journal_events", "Usage events that wait to be durable", events)

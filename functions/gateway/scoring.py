@@ -38,7 +38,7 @@ MAX_WHOLE_BYTES = 4 * 1024 * 1024  # a larger answer, or one of unknown size, is
 LONGEST_HOLD_S = 600
 _HOLD_HEADER = b"x-scale-up-timeout"
 _NO_HOLD_S = 0.05  # long enough to have a start begun
-_OURS = ("/v1/models", "/info")  # GET routes of every endpoint
+_OURS = ("/v1/models", "/info", "/comparison")  # GET routes of every endpoint
 _ENDPOINTS = "/endpoints/"
 
 

@@ -231,7 +231,19 @@ def test_answers_are_compared(gateway: RunningGateway, blue: MockScorer, green: 
     wait_until(lambda: len(gateway.journal.events) == 40 + len(green.seen))
     assert gateway.gateway is not None
     [comparison] = gateway.gateway.mirrors.comparisons()
-    assert comparison.document()["answers"] == {"same": seen, "different": len(green.seen) - seen}
+    answers = {"same": seen, "different": len(green.seen) - seen}
+    assert comparison.document()["answers"] == answers
+    address = f"{gateway.url}/endpoints/{ENDPOINT}/comparison"
+    assert httpx.get(address).status_code == 401
+    shown = httpx.get(address, headers={"authorization": f"Bearer {ENDPOINT_KEY}"}).json()["data"]
+    assert [(each["deployment"], each["shadow"], each["answers"]) for each in shown] == [
+        ("blue", "green", answers)
+    ]
+    page = httpx.get(gateway.url + "/metrics").text
+    assert (
+        f'farebox_gateway_mirror_same_total{{endpoint="{ENDPOINT}",deployment="blue",shadow="green"}} {seen}'
+        in page
+    )
 
 
 def test_a_slow_shadow_gets_no_more_than_it_takes(
