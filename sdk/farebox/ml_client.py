@@ -12,13 +12,23 @@ from farebox.polling import LROPoller
 class MLClient:
     """A Farebox server, for programs that were written for `azure.ai.ml.MLClient`.
 
-    The address and the key are found as `farebox.Client` finds them; subscription, resource group and workspace have no
-    meaning here. `client` is the whole management API.
+    The address and the key are found as `farebox.Client` finds them, or given by name. Azure's four arguments are taken,
+    so that only the import changes; they have no meaning here. `client` is the whole management API.
     """
 
     def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, client: Client | None = None
+        self,
+        credential: object = None,
+        subscription_id: str | None = None,
+        resource_group_name: str | None = None,
+        workspace_name: str | None = None,
+        *,
+        url: str | None = None,
+        api_key: str | None = None,
+        client: Client | None = None,
     ) -> None:
+        if isinstance(credential, str):
+            raise FareboxConfigError("give the address as url=… and the key as api_key=…")
         self.client = client or Client(url, api_key)
         self.online_endpoints = self.client.online_endpoints
         self.online_deployments = self.client.online_deployments

@@ -428,6 +428,8 @@ def _note_local(document: Document, made: Assembled) -> None:
         notes.append("type: instances are processes on this machine")
     if spec.kind == "command" and {"conda_file", "requirements"} & set(spec.environment or {}):
         notes.append("environment: a command runs with what the machine has")
+    if spec.kind == "command" and not any("{port}" in part for part in spec.command):
+        notes.append("command: has no {port}, so the server must listen on the PORT of its environment")
     if spec.kind == "script" and spec.environment is None:
         notes.append("environment: none is given; the script runs with the packages of the scoring server")
     made.spec = replace(spec, notes=tuple(notes))

@@ -298,6 +298,11 @@ def test_routes_of_a_server_of_ones_own(console: ConsolePlatform, code: Path) ->
     with console.db.read() as connection:
         found = store.find_online_deployment(connection, deployment_id=made["id"])
     assert found is not None and found.spec.command == ("serve", "{port}")
+    finish(console, made)
+    fixed = console.client.patch(
+        "/api/online-endpoints/shop/deployments/own", json={"command": "serve 80"}
+    ).json()
+    assert any(note.startswith("command: has no {port}") for note in fixed["notes"])
     assert (found.spec.routes.scoring.path, found.spec.readiness_probe.path) == ("/scoring", "/readiness")
 
 

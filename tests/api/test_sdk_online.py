@@ -75,6 +75,15 @@ def test_a_program_written_for_azure(online: OnlinePlatform) -> None:
         assert ml.online_endpoints.list() == []
 
 
+def test_azures_arguments_are_taken_but_a_url_has_a_name(online: OnlinePlatform) -> None:
+    assert farebox.MLClient(object(), "sub", "group", "workspace", client=online.client()).models.list() == []
+    with pytest.raises(FareboxConfigError, match="url="):
+        farebox.MLClient("http://127.0.0.1:8080")
+    nothing = farebox.MLClient(client=online.client())
+    with pytest.raises(FareboxConfigError, match="expected an online endpoint or deployment, got Model"):
+        nothing.begin_create_or_update(Model(name="m"))  # type: ignore[arg-type]
+
+
 def test_keys_and_tokens(online: OnlinePlatform) -> None:
     endpoints = online.client().online_endpoints
     endpoints.begin_create_or_update(ManagedOnlineEndpoint(name="shop")).result()
