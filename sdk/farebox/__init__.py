@@ -19,6 +19,12 @@ from farebox.errors import (
 
 if TYPE_CHECKING:
     from farebox.client import Client
+    from farebox.entities import (
+        load_environment,
+        load_model,
+        load_online_deployment,
+        load_online_endpoint,
+    )
     from farebox.ml_client import MLClient
 
 __version__ = "0.1.0"
@@ -31,6 +37,10 @@ __all__ = [
     "FareboxError",
     "MLClient",
     "__version__",
+    "load_environment",
+    "load_model",
+    "load_online_deployment",
+    "load_online_endpoint",
 ]
 
 
@@ -43,4 +53,8 @@ def __getattr__(name: str) -> object:
         from farebox.ml_client import MLClient
 
         return MLClient
+    if name.startswith("load_") and name in __all__:
+        from farebox import entities
+
+        return getattr(entities, name)
     raise AttributeError(f"module 'farebox' has no attribute {name!r}")

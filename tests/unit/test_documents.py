@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import farebox
 import pytest
 from farebox.documents import DocumentError, load, parse, set_fields
 from farebox.entities import (
@@ -127,6 +128,7 @@ def test_entities_are_sent_without_what_is_none(tmp_path: Path, monkeypatch: pyt
 def test_files_become_entities(tmp_path: Path) -> None:
     file = tmp_path / "x.yml"
     file.write_text("$schema: x\nname: blue\ntype: kubernetes\ninstance_count: 2\n")
+    assert farebox.load_online_deployment is load_online_deployment  # where Azure's SDK has it
     loaded = load_online_deployment(file)
     assert isinstance(loaded, KubernetesOnlineDeployment) and loaded.instance_count == 2
     file.write_text("name: shop\nauth_mod: key\n")
