@@ -19,6 +19,7 @@ from serving.run import Surroundings
 
 _log = get_logger(__name__)
 _SCALE_DOWN_AFTER_MS = 300_000  # fewer were enough for so long (Hugging Face's stabilisation)
+_RETRY_FIRST_MS, _RETRY_AT_MOST_MS = 5_000, 300_000
 _SURGE = 5  # at most every fifth instance more than wanted is starting during a roll-out, and at least one
 
 
@@ -43,6 +44,8 @@ class Fleet:
         self._instances: list[Instance] = []
         self._told = -1  # the generation whose outcome was told
         self._failed_generation = -1
+        self._retries = 0  # of instances that failed for good beside others, or after they had served
+        self._retry_at = 0
         self._poke = asyncio.Event()
         self._changed = asyncio.Event()
         self._stop_reason = ""
@@ -62,6 +65,7 @@ class Fleet:
             if deployment.generation != self.deployment.generation:
                 self._awake = True
                 self._active_at = self._around.clock.monotonic_ms()
+                self._retries = self._retry_at = 0
             if deployment.instance_count != self.deployment.instance_count:
                 self._scaled = deployment.instance_count
             self.deployment = deployment
@@ -164,20 +168,21 @@ class Fleet:
         new = [e for e in self._instances if e.generation == deployment.generation]
         old = [e for e in self._instances if e.generation != deployment.generation and e.active]
         failed = [each for each in new if each.state == "failed"]
-        if failed and not any(each.state == "ready" for each in new):
-            self._give_up(new, failed[-1])
+        if failed and not self._goes_on(new, failed):
             return
         active = [each for each in new if each.active]
         if deployment.spec.strategy == "recreate" and len(self._instances) > len(new):
             _stop(old, "replaced by a newer generation")
             return  # until their processes are gone
-        if self._failed_generation != deployment.generation:
+        may_start = self._around.clock.monotonic_ms() >= self._retry_at
+        if self._failed_generation != deployment.generation and may_start:
             self._start_missing(wanted, active, old)
         ready = [each for each in active if each.state == "ready"]
         _stop(old[: max(0, len(ready) + len(old) - wanted)], "replaced by a newer generation")
         surplus = sorted(active, key=lambda each: each.state == "ready")[: max(0, len(active) - wanted)]
         _stop(surplus, "fewer instances are wanted" if wanted else "no calls")
         if len(ready) >= wanted and (wanted or not deployment.pending):
+            self._retries = 0
             self._tell(None)
 
     def _start_missing(self, wanted: int, active: Sequence[Instance], old: Sequence[Instance]) -> None:
@@ -187,6 +192,19 @@ class Fleet:
             missing = min(missing, max(1, -(-wanted // _SURGE)) - starting)
         for _ in range(max(0, missing)):
             self._instances.append(Instance(self._around, self.deployment, self._make, self._on_change))
+
+    def _goes_on(self, new: Sequence[Instance], failed: Sequence[Instance]) -> bool:
+        """What has failed for good is told; what served before, or serves beside it, is tried again later."""
+        serving = any(each.state in ("ready", "unready") for each in new)
+        if not serving and self.deployment.provisioning_state != "Succeeded":
+            self._give_up(new, failed[-1])
+            return False
+        self._tell(failed[-1].failure)
+        self._instances = [each for each in self._instances if each not in failed]
+        self._retries += 1
+        pause = min(_RETRY_FIRST_MS << min(self._retries - 1, 10), _RETRY_AT_MOST_MS)
+        self._retry_at = self._around.clock.monotonic_ms() + pause
+        return True
 
     def _give_up(self, new: Sequence[Instance], failed: Instance) -> None:
         self._failed_generation = self.deployment.generation

@@ -16,24 +16,46 @@ from tests.mock_engine import MockEngine
 PAGE = platforms.ROOT / "docs" / "quickstart.md"
 
 
-def _blocks() -> list[str]:
-    return re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+def _blocks(page: Path = PAGE) -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def _run(
+    page: Path, engine: MockEngine, platform: platforms.Platform, folder: Path
+) -> subprocess.CompletedProcess[str]:
+    # The page names port 9100; the test's model server listens where there is room.
+    script = "set -euo pipefail\n" + "\n".join(_blocks(page)).replace("http://127.0.0.1:9100", engine.url)
+    environ = platform.environ | {
+        "FAREBOX_URL": platform.url,
+        "FAREBOX_HOME": str(platform.home),
+        "PATH": f"{platforms.FAREBOX.parent}:{os.environ['PATH']}",
+    }
+    run = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=environ, capture_output=True, text=True, timeout=100
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run
+
+
+def test_serverless_endpoints_run_as_printed(tmp_path: Path) -> None:
+    with MockEngine() as engine, platforms.running(tmp_path / "home") as platform:
+        run = _run(PAGE.with_name("serverless.md"), engine, platform, tmp_path)
+        # Two APIs; the renewed key's old text, its new one; an exhausted budget; no endpoint any more.
+        assert re.findall(r"^(\d{3})$", run.stdout, re.MULTILINE) == [
+            "200",
+            "200",
+            "401",
+            "200",
+            "402",
+            "401",
+        ]
+        assert len(engine.seen) == 3
+        assert "endpoint_minute" in run.stdout
 
 
 def test_the_quickstart_runs_as_printed(tmp_path: Path) -> None:
     with MockEngine() as engine, platforms.running(tmp_path / "home") as platform:
-        # The page names port 9100; the test's model server listens where there is room.
-        script = "set -euo pipefail\n" + "\n".join(_blocks()).replace("http://127.0.0.1:9100", engine.url)
-        path = f"{platforms.FAREBOX.parent}:{os.environ['PATH']}"
-        environ = platform.environ | {
-            "FAREBOX_URL": platform.url,
-            "FAREBOX_HOME": str(platform.home),
-            "PATH": path,
-        }
-        run = subprocess.run(
-            ["bash", "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100
-        )
-        assert run.returncode == 0, run.stdout + run.stderr
+        run = _run(PAGE, engine, platform, tmp_path)
         assert len(engine.seen) == 1
         headers = (tmp_path / "headers.txt").read_text()
         request_id = re.search(r"^x-request-id: (\S+)", headers, re.MULTILINE | re.IGNORECASE)

@@ -23,6 +23,7 @@ from tests.sim.platform import CREDIT_CENTS, Control, Installation
 
 PICO_PER_TOKEN = {"input": 150_000, "cached_input": 75_000, "output": 600_000}
 NEW_PICO_PER_TOKEN = {"input": 100_000, "cached_input": 50_000, "output": 700_000}
+NEW_BATCH_OUTPUT_PICO = 350_000  # before, and for what goes in, a batch call costs what any call costs
 PICO_PER_MINUTE = 500_000_000
 NOTED_WITHIN_S = (
     1.6  # a stream's progress: noted every second, gathered for a quarter, looked at now and then
@@ -186,8 +187,9 @@ class Auditor:
                 table = self.prices(row)
                 fresh = row.input - row.cached_input
                 parts = {"input": fresh, "cached_input": row.cached_input, "output": row.output}
+                tier = "batch" if row.batch else ""
                 for sku, quantity in parts.items():
-                    line[sku, str(table[sku])] += quantity
+                    line[tier + sku, str(table[sku])] += quantity
         for minute in self.minutes:
             line = quantities[minute.org_id, _month(minute.billing_minute_ms)]
             line[minute.endpoint_id, str(PICO_PER_MINUTE)] += 1
@@ -223,10 +225,11 @@ class Auditor:
             self._wrong(f"other meter: {trouble}")
         for event_id, usage in meter.sent.items():
             row = self.others.get(event_id)
-            if row is None or (row.input, row.cached_input, row.output) != (
+            if row is None or (row.input, row.cached_input, row.output, row.batch) != (
                 usage.input,
                 usage.cached_input,
                 usage.output,
+                usage.batch,
             ):
                 self._wrong(f"other meter: {event_id} sent {usage}, on record {row}")
 
@@ -242,7 +245,9 @@ class Auditor:
     def prices(self, row: Any) -> dict[str, int]:
         """The price table of the minute in which it ended."""
         minute = row.ended_ms - row.ended_ms % 60_000
-        return NEW_PICO_PER_TOKEN if minute >= self.facts.price_change_ms else PICO_PER_TOKEN
+        if minute < self.facts.price_change_ms:
+            return PICO_PER_TOKEN
+        return NEW_PICO_PER_TOKEN | ({"output": NEW_BATCH_OUTPUT_PICO} if row.batch else {})
 
     def cost(self, row: Any) -> int:
         """One event, by the price table of the minute in which it ended."""

@@ -42,7 +42,8 @@ class OtherMeter:
         for _ in range(count):
             event_id = f"m-{len(self.sent)}"
             given = chance.randint(1, 5000)
-            usage = Usage(given, chance.randint(0, given), chance.randint(0, 500))
+            cached, output = chance.randint(0, given), chance.randint(0, 500)
+            usage = Usage(given, cached, output, batch=chance.random() < 0.3)
             late = chance.choice([0, 0, 0, 200_000])
             self.sent[event_id] = usage
             self._waiting.append((event_id, self._encode(event_id, usage, self._now_ms() - late)))

@@ -22,7 +22,14 @@ from core import ids
 from core.changes import record_change
 from functions.gateway import balancing, retrying
 from metering.relay import Relay
-from tests.sim.auditor import NEW_PICO_PER_TOKEN, PICO_PER_MINUTE, Auditor, Facts, fingerprint
+from tests.sim.auditor import (
+    NEW_BATCH_OUTPUT_PICO,
+    NEW_PICO_PER_TOKEN,
+    PICO_PER_MINUTE,
+    Auditor,
+    Facts,
+    fingerprint,
+)
 from tests.sim.caller import Seen, call
 from tests.sim.disk import SimDisk
 from tests.sim.engine import Engine
@@ -112,7 +119,10 @@ class Simulation:
 
     def _change_price(self) -> None:
         """In the middle of everything, from the next minute on."""
-        prices = NEW_PICO_PER_TOKEN | {"endpoint_minute": PICO_PER_MINUTE}
+        prices = NEW_PICO_PER_TOKEN | {
+            "batch_output": NEW_BATCH_OUTPUT_PICO,
+            "endpoint_minute": PICO_PER_MINUTE,
+        }
         now_ms = self.clock.now_ms()
         with self.installation.db.begin() as connection:
             made = put_list_prices(connection, MODEL, prices, now_ms)

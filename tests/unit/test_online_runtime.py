@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from core.errors import Unavailable
 from core.settings import Settings
 from serving import store as servers
 from serving.local_runtime import LocalRuntime
@@ -308,6 +309,29 @@ async def test_more_and_fewer_instances(site: Site) -> None:
     fewer = site.change(made, replace(spec, instance_count=1), generation=1)
     await site.settled(fewer)
     await site.until(lambda: len(site.urls(made)) == 1)
+
+
+async def test_an_instance_that_finds_no_room_is_told_and_not_tried_in_a_hurry(site: Site) -> None:
+    spec = site.script()
+    made = site.deploy(spec)
+    await site.settled(made)
+    [url] = site.urls(made)
+    more = replace(spec, instance_count=2, environment_variables={"FULL": "1"})
+    original = Here.build
+
+    def full(self: Here, environment: object, model: object, report: Report) -> None:
+        raise Unavailable("no room", code="no_room")
+
+    Here.build = full  # type: ignore[assignment,method-assign]  # a machine that is full
+    try:
+        row = await site.settled(site.change(made, replace(more, environment_variables={}), generation=1))
+        assert (row.provisioning_state, row.failure_code) == ("Failed", "OutOfQuota")
+        assert site.urls(made) == (url,), "what serves goes on"
+        await asyncio.sleep(1)
+        with site.world.db.read() as connection:
+            assert len(servers.list_replicas(connection, made.id)) == 2
+    finally:
+        Here.build = original  # type: ignore[method-assign]
 
 
 async def test_calls_scale_it_up(site: Site) -> None:
