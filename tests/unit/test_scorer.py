@@ -283,3 +283,22 @@ def test_a_body_without_end_is_refused(tmp_path: Path) -> None:
             assert connection.getresponse().status in (400, 413)
         connection.close()
         assert scorer.post({}).status_code == 200
+
+
+@pytest.mark.parametrize("piece", [b"x-a: " + b"b" * 1000 + b"\r\n", b"b" * 1000], ids=["many", "one"])
+def test_headers_without_end_are_refused(tmp_path: Path, piece: bytes) -> None:
+    with (
+        scoring(tmp_path, ECHO) as scorer,
+        socket.create_connection(("127.0.0.1", scorer.port), timeout=5) as caller,
+    ):
+        caller.sendall(b"GET / HTTP/1.1\r\nhost: a\r\nx-a: ")
+        closed = False
+        for _ in range(1000):  # 1 MB; 64 KiB are taken
+            try:
+                caller.sendall(piece)
+            except OSError:
+                closed = True
+                break
+            time.sleep(0.0005)
+        assert closed
+        assert scorer.post({}).status_code == 200

@@ -102,10 +102,12 @@ class Connection:
         self.busy = False
         self._timer = None
         self._ids, self._cors, self._keep_alive = (), "", True
+        self._in_head, self._unfinished = False, 0
         self._reset()
 
     def _reset(self):
         self._url, self._headers, self._body, self._size = b"", [], [], 0
+        self._head = 0
         self._too_large = False
 
     # -- the transport --
@@ -122,11 +124,20 @@ class Connection:
 
     def data_received(self, data):
         self._cancel_timer()
+        unfinished = self._in_head
         try:
             self._parser.feed_data(data)
+            # A header without end is kept by the parser, which does not call us.
+            if unfinished and self._in_head:
+                self._unfinished += len(data)
+                if self._unfinished > MAX_HEAD:
+                    self._refuse_head()
+                    return
         except httptools.HttpParserUpgrade:
             pass
         except httptools.HttpParserError:
+            if self._transport is None or self._transport.is_closing():
+                return  # refused already: see _bound_head
             self._write(Answer(b'{"message": "Invalid HTTP request"}', 400), [], close=True)
             return
         if not self.busy and not self._queue:
@@ -161,15 +172,29 @@ class Connection:
 
     def on_message_begin(self):
         self._reset()
+        self._in_head, self._unfinished = True, 0
 
     def on_url(self, url):
         self._url += url
+        self._bound_head(len(url))
 
     def on_header(self, name, value):
-        self._size += len(name) + len(value)
+        self._bound_head(len(name) + len(value))
         self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
 
+    def _bound_head(self, more):
+        """The parser has no limit of its own; what it raises here ends the connection."""
+        self._head += more
+        if self._head > MAX_HEAD:
+            self._refuse_head()
+            raise ValueError("head too large")
+
+    def _refuse_head(self):
+        message = b'{"message": "the request line and headers are larger than 64 KiB"}'
+        self._write(Answer(message, 431), [], close=True)
+
     def on_headers_complete(self):
+        self._in_head = False
         length = next((v for k, v in self._headers if k == "content-length"), "0")
         self._too_large = length.isdigit() and int(length) > self._server.max_body
         if (
@@ -180,7 +205,7 @@ class Connection:
 
     def on_body(self, body):
         self._size += len(body)
-        if self._size > self._server.max_body + MAX_HEAD:
+        if self._size > self._server.max_body:
             self._too_large = True
             self._body = []
         elif not self._too_large:
