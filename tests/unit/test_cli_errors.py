@@ -312,12 +312,13 @@ def test_ctrl_c_ends_with_130(stub: Stub) -> None:
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # What a shell starts in the background ignores Ctrl-C, and so would all below it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         silent.settimeout(30)
         connection, _ = silent.accept()
         with connection:
             connection.recv(10)
-            time.sleep(0.3)  # it waits for the answer now
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
