@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
@@ -39,6 +40,31 @@ def test_postgres_migrated_equals_declared(postgres_url: Callable[[str], str]) -
     with db.read() as connection:
         assert current_revision(connection) == head_revision()
         assert set(metadata.tables) <= set(inspect(connection).get_table_names())
+    db.close()
+
+
+def test_rows_from_before_the_batch_tier_have_no_batch_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = open_database(f"sqlite:///{tmp_path / 'a.db'}")
+    with monkeypatch.context() as patched:
+        upgrade = command.upgrade
+        patched.setattr(command, "upgrade", lambda config, _to: upgrade(config, "0011"))
+        migrate(db)
+    names = "org_id, start_ms, project_id, key_id, endpoint_id, model_id, input, cached_input, output, audio_second"
+    with db.begin() as connection:
+        assert current_revision(connection) == "0011"
+        connection.execute(
+            text(
+                f"INSERT INTO usage_days ({names}, reasoning, requests, errors, endpoint_minute) "
+                "VALUES ('o', 0, 'p', 'k', 'e', 'm', 7, 1, 2, 0, 0, 3, 0, 0)"
+            )
+        )
+    migrate(db)
+    with db.read() as connection:
+        row = connection.execute(text("SELECT * FROM usage_days")).one()
+    assert (row.input, row.requests) == (7, 3)
+    assert (row.batch_input, row.batch_cached_input, row.batch_output, row.batch_requests) == (0, 0, 0, 0)
     db.close()
 
 
