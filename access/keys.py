@@ -13,6 +13,7 @@ _KEY = re.compile(r"fbx_(?:admin|sk|ep)_[A-Za-z0-9_-]{44}")
 _HINT_TAIL = 4
 
 MAX_KEY_LENGTH = 256  # of what a caller may present; longer is refused before it is hashed
+MAX_TOKEN_LENGTH = 16 * 1024  # of an identity provider's token
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,11 @@ def hint_of(text: str) -> str:
     """Prefix and last characters of a key, for display: `fbx_sk_…a1B2`."""
     maker, kind, _ = text.split("_", 2)  # the random part may hold underscores too
     return f"{maker}_{kind}_…{text[-_HINT_TAIL:]}"
+
+
+def looks_like_token(text: str) -> bool:
+    """True when `text` can be a signed JSON Web Token (RFC 7519); our own keys have no dots."""
+    return text.startswith("eyJ") and text.count(".") == 2
 
 
 def looks_like_key(text: str) -> bool:

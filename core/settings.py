@@ -58,6 +58,14 @@ class Settings:
     invoice_issuer_email: str = ""
     invoice_issuer_tax_id: str = ""
     invoice_font: str = ""  # a TrueType or OpenType file for characters that the PDF's own font lacks
+    oidc_issuer: str = (
+        ""  # OpenID Connect provider whose tokens open endpoints (aad_token); https://…; empty: none
+    )
+    oidc_audience: str = ""  # `aud` of tokens for calls to endpoints
+    oidc_control_audience: str = ""  # `aud` of tokens for the management API; empty: it takes keys only
+    oidc_roles_claim: str = "roles"  # where roles are in a token; dots between levels: realm_access.roles
+    oidc_score_role: str = "farebox.score"  # may call every such endpoint; with .NAME behind it: that one
+    oidc_admin_role: str = "farebox.admin"  # may manage
     stripe_api_key: str = field(default="", repr=False)  # secret; empty: no payment provider
     stripe_webhook_secret: str = field(
         default="", repr=False

@@ -21,6 +21,7 @@ from core.errors import Unavailable
 from core.settings import Settings
 from functions.budgets import BudgetKeeper
 from functions.console.dependencies import ConsoleDependencies
+from functions.identity import token_access
 from functions.invoicer.handler import Invoicer
 from functions.meter_sink.handler import MeterSink
 from functions.minute_tick.handler import MinuteTick
@@ -102,6 +103,7 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
         catch_up=catch_up,
         keeper=keeper,
         issuer=issuer,
+        tokens=token_access(settings, clock),
         payments=open_payments(settings, clock, db),
     )
     reconciliation = HourlyReconciliation(Reconciler(db, clock, catch_up, provider_amount))

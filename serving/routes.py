@@ -33,7 +33,7 @@ def resolve(
             connection, endpoint_id=endpoint_id, name=endpoint_name, project_id=project_id
         )
         if endpoint is not None and endpoint.kind == "online":
-            return _online(connection, endpoint, name or "")
+            return _online(connection, endpoint, name or "", project_id)
         route = None if endpoint is None else _route(connection, endpoint)
         if route is None or (name and name not in _names(route)):
             return None
@@ -43,7 +43,11 @@ def resolve(
         return None
     named = store.find_endpoint(connection, name=name, project_id=project_id)
     if named is not None:
-        return _route(connection, named) if named.kind != "online" else _online(connection, named, name)
+        return (
+            _route(connection, named)
+            if named.kind != "online"
+            else _online(connection, named, name, project_id)
+        )
     on_model = store.list_endpoints(connection, project_id=project_id, model_id=name)
     online = next((e for e in on_model if e.state == "Online"), None)
     if online is not None:
@@ -53,12 +57,14 @@ def resolve(
         return None
     parent = store.find_endpoint(connection, name=endpoint_part, project_id=project_id)
     if parent is not None and parent.kind == "online":
-        return _online(connection, parent, name)
+        return _online(connection, parent, name, project_id)
     return None if parent is None or parent.deployment_id != deployment_id else _route(connection, parent)
 
 
-def _online(connection: Connection, endpoint: Endpoint, name: str) -> Route | None:
-    return resolve_online(connection, endpoint, name) if endpoint.state == "Online" else None
+def _online(connection: Connection, endpoint: Endpoint, name: str, project_id: str | None) -> Route | None:
+    if endpoint.state != "Online":
+        return None
+    return resolve_online(connection, endpoint, name, project_key=project_id is not None)
 
 
 def _names(route: Route) -> tuple[str, ...]:
@@ -80,7 +86,7 @@ def list_routes(
     routes = (
         _route(connection, endpoint)
         if endpoint.kind != "online"
-        else _online(connection, endpoint, endpoint.name)
+        else _online(connection, endpoint, endpoint.name, project_id)
         for endpoint in found
     )
     return [

@@ -2,7 +2,7 @@
 
 from fastapi import Request
 
-from access.keys import MAX_KEY_LENGTH, hash_key
+from access.keys import MAX_KEY_LENGTH, MAX_TOKEN_LENGTH, hash_key, looks_like_token
 from access.model import Principal
 from access.store import key_status, principal_by_hash
 from core.errors import Unauthenticated
@@ -13,7 +13,10 @@ _WHERE = "the file admin.key in the Farebox home holds the admin key"
 
 def authenticate(request: Request, dependencies: ConsoleDependencies) -> Principal:
     """Who sent the request. Unauthenticated: no key, not a key, unknown, expired or revoked."""
-    key_hash = hash_key(_bearer(request))
+    key = _bearer(request)
+    if dependencies.tokens is not None and looks_like_token(key):
+        return dependencies.tokens.manager(key)
+    key_hash = hash_key(key)
     now_ms = dependencies.clock.now_ms()
     with dependencies.db.read() as connection:
         principal = principal_by_hash(connection, key_hash, now_ms)
@@ -35,6 +38,7 @@ def _bearer(request: Request) -> str:
         )
     scheme, _, key = values[0].partition(" ")
     key = key.strip()
-    if len(values) > 1 or scheme.lower() != "bearer" or not key or len(key) > MAX_KEY_LENGTH or " " in key:
+    longest = MAX_TOKEN_LENGTH if looks_like_token(key) else MAX_KEY_LENGTH
+    if len(values) > 1 or scheme.lower() != "bearer" or not key or len(key) > longest or " " in key:
         raise Unauthenticated("expected one header Authorization: Bearer KEY", code="malformed_api_key")
     return key

@@ -16,6 +16,7 @@ from core.database import Database
 from core.settings import Settings
 from functions.budgets import BudgetKeeper, HeldReports
 from functions.event_intake import EventIntake
+from functions.identity import TokenAccess
 from serving.model import LiveStatus
 
 
@@ -46,6 +47,7 @@ class ConsoleDependencies:
     keeper: BudgetKeeper = field(default_factory=lambda: BudgetKeeper(price_book))
     issuer: Issuer = field(default_factory=lambda: Issuer(price_book))
     held: HeldReports = field(default_factory=HeldReports)
+    tokens: TokenAccess | None = None  # None: no identity provider is configured
     payments: Payments | None = None  # None: no payment provider is configured
 
     @property

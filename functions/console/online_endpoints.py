@@ -272,6 +272,12 @@ def _keys_for(
     connection: Connection, row: Endpoint, auth_mode: str, now_ms: int, deps: ConsoleDependencies
 ) -> None:
     """Keys and tokens are those of the mode in force: of another mode none opens anything."""
+    if auth_mode == "aad_token" and deps.tokens is None:
+        raise Invalid(
+            "auth_mode: aad_token needs an identity provider, and none is configured; set FAREBOX_OIDC_ISSUER and "
+            "FAREBOX_OIDC_AUDIENCE (docs/authentication.md), or use key or aml_token",
+            param="auth_mode",
+        )
     access_store.revoke_endpoint_keys(connection, row.id, now_ms)
     if auth_mode == "key":
         access_store.issue_endpoint_keys(connection, row.id, row.org_id, row.project_id, now_ms, deps.sealer)

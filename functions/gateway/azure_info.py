@@ -50,7 +50,7 @@ def add_azure_info(app: FastAPI, gateway: Gateway) -> None:
 
 async def _route(gateway: Gateway, request: Request) -> Route:
     endpoint_name = request.path_params["endpoint_name"]
-    principal = await authenticate(gateway, dict(request.scope["headers"]))
+    principal = await authenticate(gateway, dict(request.scope["headers"]), endpoint_name)
     route = await gateway.lookups.routes.find(route_name(principal, endpoint_name, ""))
     if route is None:
         raise unknown_model("", endpoint_name)

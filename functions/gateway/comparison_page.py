@@ -27,7 +27,7 @@ def add_comparison(app: FastAPI, gateway: Gateway) -> None:
 
     async def comparison(request: Request) -> Response:
         name = request.path_params["endpoint_name"]
-        principal = await authenticate(gateway, dict(request.scope["headers"]))
+        principal = await authenticate(gateway, dict(request.scope["headers"]), name)
         route = await gateway.lookups.routes.find(route_name(principal, name, ""))
         if route is None:
             raise unknown_model("", name)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from access.model import Principal
 from core.changes import Change
 from core.clock import Clock
 from core.settings import Settings
@@ -43,4 +44,6 @@ class GatewayDependencies:
     list_routes: Callable[[RouteName], list[Route]]  # of a key; the model name is not looked at
     poll_changes: Callable[[int], list[Change]]  # the change feed after a sequence number
     last_seq: Callable[[], int]  # the newest sequence number of the change feed
+    # By an identity provider's token and an endpoint's name; raises what the caller is refused with. None: no provider.
+    find_bearer: Callable[[str, str], Principal] | None = None
     limiting: Limiting | None = None  # None: no limits and no budgets

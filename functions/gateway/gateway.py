@@ -38,6 +38,7 @@ class Gateway:
         self.journal = dependencies.journal
         self.control = dependencies.control
         self.list_routes = dependencies.list_routes
+        self.find_bearer = dependencies.find_bearer
         self.lookups = Lookups(
             clock=dependencies.clock,
             find_principal=dependencies.find_principal,

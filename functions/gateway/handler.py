@@ -209,7 +209,7 @@ def _add_model_routes(app: FastAPI, gateway: Gateway, prefix: str) -> None:
 
     async def list_models(request: Request) -> Response:
         endpoint_name = request.path_params.get("endpoint_name", "")
-        principal = await authenticate(gateway, dict(request.scope["headers"]))
+        principal = await authenticate(gateway, dict(request.scope["headers"]), endpoint_name)
         wanted = route_name(principal, endpoint_name, "")
         routes = await asyncio.to_thread(gateway.list_routes, wanted)
         if endpoint_name:
@@ -225,7 +225,7 @@ def _add_model_routes(app: FastAPI, gateway: Gateway, prefix: str) -> None:
     async def retrieve_model(request: Request) -> Response:
         endpoint_name = request.path_params.get("endpoint_name", "")
         model = request.path_params["model"]
-        principal = await authenticate(gateway, dict(request.scope["headers"]))
+        principal = await authenticate(gateway, dict(request.scope["headers"]), endpoint_name)
         route = await gateway.lookups.routes.find(route_name(principal, endpoint_name, model[:1024]))
         if route is None:
             raise unknown_model(model[:1024], endpoint_name)

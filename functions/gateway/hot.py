@@ -6,7 +6,7 @@ Refused calls end here and leave no usage event: nothing was produced.
 from collections.abc import Awaitable
 from time import perf_counter_ns
 
-from access.keys import MAX_KEY_LENGTH, hash_key
+from access.keys import MAX_KEY_LENGTH, MAX_TOKEN_LENGTH, hash_key, looks_like_token
 from access.model import Principal
 from core.errors import BadRequest, FareboxError, Forbidden, NotFound, Unauthenticated
 from core.ids import new_id
@@ -59,13 +59,15 @@ def hot_route(path: str) -> tuple[Operation, str] | None:
     return None
 
 
-async def authenticate(gateway: Gateway, headers: dict[bytes, bytes]) -> Principal:
-    """The holder of the key in the headers. Unauthenticated says what is wrong with it."""
+async def authenticate(gateway: Gateway, headers: dict[bytes, bytes], endpoint_name: str = "") -> Principal:
+    """The holder of the key in the headers, or of a token for the endpoint. Unauthenticated says what is wrong."""
     key = presented_key(headers)
     if not key:
         raise Unauthenticated(
             "You did not provide an API key. Send it in the header 'Authorization: Bearer YOUR_KEY'."
         )
+    if looks_like_token(key) and gateway.find_bearer is not None:
+        return await _bearer(gateway, key, endpoint_name)
     if len(key) > MAX_KEY_LENGTH:
         raise Unauthenticated(_REFUSALS["unknown"])
     answer = await gateway.lookups.principal(hash_key(key))
@@ -76,6 +78,26 @@ async def authenticate(gateway: Gateway, headers: dict[bytes, bytes]) -> Princip
             )
         return answer
     raise Unauthenticated(_REFUSALS.get(answer, _REFUSALS["unknown"]))
+
+
+async def _bearer(gateway: Gateway, token: str, endpoint_name: str) -> Principal:
+    if not endpoint_name:
+        raise Unauthenticated(
+            "A token of an identity provider opens one endpoint by its own address: /endpoints/NAME/…",
+            code="token_without_endpoint",
+        )
+    if len(token) > MAX_TOKEN_LENGTH:
+        raise Unauthenticated(
+            f"This token is longer than {MAX_TOKEN_LENGTH} characters.", code="invalid_token"
+        )
+    find = gateway.find_bearer
+    assert find is not None, "checked by authenticate"
+    return await gateway.lookups.bearer(_token_hash(token, endpoint_name), lambda: find(token, endpoint_name))
+
+
+def _token_hash(token: str, endpoint_name: str) -> str:
+    """One token may open several endpoints, as another principal each."""
+    return hash_key(f"{endpoint_name}\n{token}")
 
 
 def presented_key(headers: dict[bytes, bytes]) -> str:
@@ -116,9 +138,15 @@ def warm_call(
     if gateway.limits.waits:
         return None
     key = presented_key(headers)
-    if not key or len(key) > MAX_KEY_LENGTH:
+    if len(key) > MAX_KEY_LENGTH:
+        if len(key) > MAX_TOKEN_LENGTH or gateway.find_bearer is None:
+            return None
+        key_hash = _token_hash(key, endpoint_name)
+    elif key:
+        key_hash = hash_key(key)
+    else:
         return None
-    principal = gateway.lookups.principals.peek(hash_key(key))
+    principal = gateway.lookups.principals.peek(key_hash)
     if principal is None or principal.kind == "admin" or 0 < principal.expires_ms <= received_ms:
         return None
     request = parse_request(body, COMPLETION_LIMITS if operation == "completions" else OUTPUT_LIMITS)
@@ -226,7 +254,7 @@ class HotRoutes:
         gateway = self._gateway
         gateway.check_admission()
         exchange.check_headers()
-        principal = await authenticate(gateway, exchange.headers)
+        principal = await authenticate(gateway, exchange.headers, endpoint_name)
         body = await exchange.read_body(gateway.settings.max_body_bytes)
         began_ns = perf_counter_ns()
         if recorder is not None:

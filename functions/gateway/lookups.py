@@ -72,8 +72,8 @@ class LookupCache(Generic[_K, _H, _M]):
             self._hits[key] = hit  # now the youngest
         return hit
 
-    async def find(self, key: _K) -> _H | _M:
-        """The remembered answer, else the one from the source."""
+    async def find(self, key: _K, load: Callable[[], _H | _M] | None = None) -> _H | _M:
+        """The remembered answer, else the one from the source, or from `load` where the key does not tell enough."""
         hit = self.peek(key)
         if hit is not None:
             return hit
@@ -81,14 +81,16 @@ class LookupCache(Generic[_K, _H, _M]):
             return self._misses[key]
         task = self._loading.get(key)
         if task is None:
-            task = self._loading[key] = asyncio.get_running_loop().create_task(self._fill(key))
+            task = self._loading[key] = asyncio.get_running_loop().create_task(self._fill(key, load))
         # A caller who goes away must not cancel the load that others wait for.
         return await asyncio.shield(task)
 
-    async def _fill(self, key: _K) -> _H | _M:
+    async def _fill(self, key: _K, load: Callable[[], _H | _M] | None) -> _H | _M:
         generation = self._generation
         try:
-            answer = await asyncio.to_thread(self._load, key)
+            answer = (
+                await asyncio.to_thread(self._load, key) if load is None else await asyncio.to_thread(load)
+            )
         finally:
             if self._generation == generation:
                 self._loading.pop(key, None)
@@ -106,9 +108,10 @@ class LookupCache(Generic[_K, _H, _M]):
         for ref in self._refs_of(answer):
             self._by_ref.setdefault(ref, set()).add(key)
         if len(self._hits) > self._max_hits:
-            self._drop(next(iter(self._hits)))
+            self.drop(next(iter(self._hits)))
 
-    def _drop(self, key: _K) -> None:
+    def drop(self, key: _K) -> None:
+        """Forget one hit."""
         hit = self._hits.pop(key, None)
         if hit is None:
             return
@@ -124,7 +127,7 @@ class LookupCache(Generic[_K, _H, _M]):
         self._loading = {}
         self._misses.clear()
         for key in list(self._by_ref.get(ref, ())):
-            self._drop(key)
+            self.drop(key)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -157,7 +160,7 @@ class Lookups:
         self._last_seq = last_seq
         self._on_policy = on_policy
         self.principals: LookupCache[str, Principal, str] = LookupCache(
-            find_principal, Principal, lambda principal: (principal.key_id,), MAX_HITS
+            find_principal, Principal, lambda principal: (principal.key_id, principal.endpoint_id), MAX_HITS
         )
         self.routes: LookupCache[RouteName, Route, None] = LookupCache(
             resolve_route, Route, lambda route: route.refs, MAX_HITS
@@ -170,6 +173,15 @@ class Lookups:
         answer = await self.principals.find(key_hash)
         if isinstance(answer, Principal) and 0 < answer.expires_ms <= self._clock.now_ms():
             return "expired"
+        return answer
+
+    async def bearer(self, token_hash: str, load: Callable[[], Principal]) -> Principal:
+        """Who sent a token that the database does not know; `load` is asked again when what it said is too old."""
+        known = self.principals.peek(token_hash)
+        if known is not None and known.expires_ms <= self._clock.now_ms():
+            self.principals.drop(token_hash)
+        answer = await self.principals.find(token_hash, load)
+        assert isinstance(answer, Principal), "load refuses by raising"
         return answer
 
     @property
@@ -220,5 +232,6 @@ class Lookups:
         elif change.kind == "deployment":
             self.routes.forget(change.ref)
         else:
+            self.principals.forget(change.ref)  # its way of authentication may be another now
             # A new endpoint or model can take over a name that now leads elsewhere.
             self.routes.clear()

@@ -74,7 +74,7 @@ class ScoringRoutes:
         gateway = self._gateway
         gateway.check_admission()
         exchange.check_headers()
-        principal = await authenticate(gateway, exchange.headers)
+        principal = await authenticate(gateway, exchange.headers, endpoint_name)
         head = await gateway.lookups.routes.find(route_name(principal, endpoint_name, ""))
         if head is None:
             raise unknown_model("", endpoint_name)

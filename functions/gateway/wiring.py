@@ -12,20 +12,24 @@ from access.admission.memory import MemoryAdmission
 from access.admission.model import Balance, ScopePolicy
 from access.admission.port import Admission
 from access.admission.store import read_balances, read_policies, read_policy
+from access.model import Principal
 from access.store import key_status, principal_by_hash
 from core.changes import Change, last_seq, read_changes
 from core.clock import SystemClock
 from core.database import Database, open_database
-from core.errors import Conflict
+from core.errors import Conflict, NotFound, Unauthenticated
 from core.settings import Settings
 from functions.gateway.control import ControlClient
 from functions.gateway.dependencies import GatewayDependencies
 from functions.gateway.limiter import Limiting
 from functions.gateway.lookups import KeyAnswer, RouteName
+from functions.identity import TokenAccess, token_access
 from metering.journal import Journal
 from metering.store import recorded_sequences
 from serving.model import Route
+from serving.online.store import find_online_endpoint
 from serving.routes import list_routes, resolve
+from serving.store import find_endpoint
 
 GATEWAY_NAME = "gateway-1"
 _JOURNAL_PATIENCE_S = 10
@@ -40,6 +44,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayDependencies]
     journal = await _open_journal(settings, clock)
     journal.attach()
     reads = _Reads(db, clock)
+    tokens = token_access(settings, clock)
     try:
         yield GatewayDependencies(
             settings=settings,
@@ -51,6 +56,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayDependencies]
             list_routes=reads.list_routes,
             poll_changes=reads.poll_changes,
             last_seq=reads.last_seq,
+            find_bearer=None if tokens is None else _Bearers(db, tokens).find,
             limiting=_limiting(settings, reads, journal),
         )
     finally:
@@ -134,3 +140,32 @@ class _Reads:
     def last_seq(self) -> int:
         with self._db.read() as connection:
             return last_seq(connection)
+
+
+class _Bearers:
+    """Whoever sends an identity provider's token to an endpoint that takes such tokens; called in threads."""
+
+    def __init__(self, db: Database, tokens: TokenAccess) -> None:
+        self._db, self._tokens = db, tokens
+
+    def find(self, token: str, endpoint_name: str) -> Principal:
+        # The token first: who has none that is good learns nothing of which endpoints there are.
+        identity = self._tokens.identity_for_calls(token)
+        self._tokens.check_may_call(identity, endpoint_name)
+        with self._db.read() as connection:
+            endpoint = find_endpoint(connection, name=endpoint_name, kind="online")
+            online = None if endpoint is None else find_online_endpoint(connection, endpoint.id)
+        if endpoint is None or online is None:
+            raise NotFound(
+                f"There is no endpoint `{endpoint_name}` that takes tokens.", code="model_not_found"
+            )
+        if online.spec.auth_mode != "aad_token":
+            raise Unauthenticated(
+                f"The endpoint `{endpoint_name}` takes no tokens of an identity provider (its auth_mode is "
+                f"{online.spec.auth_mode}).",
+                code="other_auth_mode",
+            )
+        until_ms = self._tokens.remembered_until(identity)
+        return Principal(
+            "endpoint", identity.subject, endpoint.org_id, endpoint.project_id, endpoint.id, until_ms
+        )

@@ -18,10 +18,15 @@ SCRIPT_MODEL = (
 _CATALOG_EACH = 256  # calls at once where a vLLM deployment does not say: it batches them itself
 
 
-def resolve_online(connection: Connection, endpoint: Endpoint, name: str) -> Route | None:
-    """The endpoint with its split, or one deployment of it (`endpoint/deployment`). None: it serves no `name`."""
+def resolve_online(
+    connection: Connection, endpoint: Endpoint, name: str, *, project_key: bool
+) -> Route | None:
+    """The endpoint with its split, or one deployment of it (`endpoint/deployment`). None: it serves no `name`.
+
+    One that takes tokens of an identity provider takes no project's key: roles would be worth nothing.
+    """
     online = store.find_online_endpoint(connection, endpoint.id)
-    if online is None:
+    if online is None or (project_key and online.spec.auth_mode == "aad_token"):
         return None
     living = store.list_online_deployments(connection, endpoint.id)
     routes = {each.name: _route(connection, endpoint, each) for each in living}
