@@ -20,6 +20,8 @@ TASKS: tuple[Task, ...] = ("chat", "completion", "embedding", "rerank", "transcr
 ENGINE_KINDS: tuple[EngineKind, ...] = ("vllm", "vllm-cpu", "external")
 TOKEN_PRICES = ("input", "cached_input", "output", "batch_input", "batch_cached_input", "batch_output")
 UNIT_PRICES = ("audio_second", "endpoint_minute")
+# Before an instance type: what the minutes of online endpoints' instances are priced as, by their endpoint_minute.
+INSTANCE_MODEL = "instance:"
 
 
 @dataclass(frozen=True, slots=True)

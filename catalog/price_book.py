@@ -70,6 +70,22 @@ def own_versions(connection: Connection, org_id: str) -> list[PriceVersion]:
     return [_price(row) for row in rows]
 
 
+def newest_with_prefix(connection: Connection, prefix: str, limit: int = 1000) -> list[PriceVersion]:
+    """Everybody's newest version of each model whose id begins so, by id."""
+    table = model_prices
+    rows = connection.execute(
+        select(table)
+        .where(table.c.org_id == LIST, table.c.model_id.startswith(prefix, autoescape=True))
+        .order_by(table.c.model_id, table.c.starts_ms.desc())
+    )
+    newest: dict[str, PriceVersion] = {}
+    for row in rows:
+        newest.setdefault(row.model_id, _price(row))
+        if len(newest) >= limit:
+            break
+    return list(newest.values())
+
+
 def tariffs(connection: Connection, model_id: str, org_id: str, limit: int = 4) -> list[PriceVersion]:
     """What the organization pays, oldest first: the version in force, and those that have not begun.
 

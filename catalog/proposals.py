@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from catalog import price_book
 from catalog.batch_prices import BATCH
 from catalog.model import PriceVersion
-from catalog.store import set_prices
+from catalog.store import find_model, set_prices
 from catalog.tables import price_proposals
 from catalog.terms import Terms, check_terms, read_terms, terms_document
 from core.changes import record_change
@@ -190,7 +190,7 @@ def put(connection: Connection, wanted: Wanted, now_ms: int) -> PriceVersion:
         now_ms,
         ended=wanted.ended,
     )
-    if not wanted.org_id:
+    if not wanted.org_id and find_model(connection, wanted.model_id, include_removed=True) is not None:
         # The entry says what was decided. The operator decided it: a file of a release does not undo it.
         set_prices(connection, wanted.model_id, wanted.unit_prices, now_ms)
     record_change(connection, "model", wanted.model_id, now_ms)

@@ -1,6 +1,6 @@
 """Tables of models and their price versions."""
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Table, Text, UniqueConstraint, false
+from sqlalchemy import BigInteger, Boolean, Column, Index, Table, Text, UniqueConstraint, false
 
 from core.database import metadata
 
@@ -20,7 +20,7 @@ model_prices = Table(
     "model_prices",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("model_id", Text, ForeignKey("models.id"), nullable=False),
+    Column("model_id", Text, nullable=False),  # of the catalog, or `instance:` and an instance type
     Column("starts_ms", BigInteger, nullable=False),  # a full UTC minute, 0 for the first version
     Column(
         "org_id", Text, nullable=False, server_default=""
@@ -38,7 +38,7 @@ price_proposals = Table(
     "price_proposals",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("model_id", Text, ForeignKey("models.id"), nullable=False),
+    Column("model_id", Text, nullable=False),  # of the catalog, or `instance:` and an instance type
     Column("org_id", Text, nullable=False),  # "" for everybody
     Column("starts_ms", BigInteger, nullable=False),  # 0: with the approval
     Column("unit_prices", Text, nullable=False),

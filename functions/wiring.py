@@ -14,8 +14,8 @@ from billing.payments.context import Payments
 from billing.payments.store import provider_amount
 from catalog import price_book
 from catalog.builtin import builtin_files, sync_builtin
-from core.changes import forget_changes, last_seq
-from core.clock import Clock, SystemClock, minute_floor
+from core.changes import forget_changes
+from core.clock import Clock, SystemClock
 from core.database import Database, open_database
 from core.errors import Unavailable
 from core.settings import Settings
@@ -25,20 +25,17 @@ from functions.identity import token_access
 from functions.invoicer.handler import Invoicer
 from functions.meter_sink.handler import MeterSink
 from functions.minute_tick.handler import MinuteTick
+from functions.minute_tick.sweeper import Sweeper
 from functions.payments.handler import PaymentWorker
 from functions.reconcile import Reconciler
 from functions.reconcile_hourly import HourlyReconciliation
 from functions.tokens import TokenCounter, token_counter
 from functions.webhook_sender.handler import WebhookSender
-from metering.endpoint_minutes import MAX_PER_SWEEP, EndpointLife, sweep
 from metering.relay import Relay
 from migrations.migrate import migrate
 from serving.local_runtime import LocalRuntime
-from serving.store import endpoint_lives
 
 _DAY_MS = 86_400_000
-# An endpoint deleted this long ago was swept to its end, unless the platform stood still for longer than that.
-_SWEEP_DELETED_MS = 400 * _DAY_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
     sink = MeterSink(Relay(settings.journal_path, db, clock, on_usage=keeper.charge_usage))
     tick = MinuteTick(
         clock,
-        sweep=_Sweeper(db, clock, keeper).sweep,
+        sweep=Sweeper(db, clock, keeper).sweep,
         close=lambda: close_and_post(db, price_book, clock.now_ms(), settings.minute_lateness_s * 1000),
     )
     issuer = issuer_of(settings)
@@ -153,42 +150,3 @@ def issuer_of(settings: Settings) -> Issuer:
         settings.invoice_issuer_tax_id,
     )
     return Issuer(price_book, party, settings.invoice_prefix)
-
-
-class _Sweeper:
-    """Sweeps the endpoint minutes, and knows when there cannot be any: same minute, nothing changed."""
-
-    def __init__(self, db: Database, clock: Clock, keeper: BudgetKeeper) -> None:
-        self._db, self._clock, self._keeper = db, clock, keeper
-        self._swept: tuple[int, int] | None = None
-
-    def sweep(self) -> int:
-        """Every endpoint minute that is due, in bounded transactions; returns how many."""
-        with self._db.read() as connection:
-            at = (minute_floor(self._clock.now_ms()), last_seq(connection))
-        if at == self._swept:
-            return 0
-        total = 0
-        while True:
-            written = self._sweep_some()
-            total += written
-            if written < MAX_PER_SWEEP:
-                self._swept = at
-                return total
-
-    def _sweep_some(self) -> int:
-        now_ms = self._clock.now_ms()
-        with self._db.begin() as connection:
-            rows = endpoint_lives(connection, alive_after_ms=now_ms - _SWEEP_DELETED_MS)
-            lives = (
-                EndpointLife(
-                    r.endpoint_id, r.org_id, r.project_id, r.model_id, r.created_ms, r.deleted_ms, r.name
-                )
-                for r in rows
-            )
-            recorded: list[tuple[EndpointLife, range]] = []
-            written = sweep(
-                connection, lives, now_ms, on_minutes=lambda life, minutes: recorded.append((life, minutes))
-            )
-            self._keeper.charge_minutes(connection, recorded, now_ms)
-            return written

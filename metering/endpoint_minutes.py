@@ -3,6 +3,8 @@
 A minute that has begun counts, so the minute of creation counts, and so does the one of deletion unless the
 endpoint was deleted exactly as it began. State does not matter: an endpoint that is scaled to zero, or not
 healthy, still holds its URL and keys.
+
+An instance of an online endpoint has a life of its own beside it: see `InstanceLife` in serving.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,6 +32,12 @@ class EndpointLife:
     created_ms: int
     deleted_ms: int | None
     name: str
+    instance_id: str = ""  # of an instance's life: its minutes are counted beside those of others
+
+    @property
+    def id(self) -> str:
+        """What has the minutes: the instance, or the endpoint itself."""
+        return self.instance_id or self.endpoint_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +47,9 @@ class _Cursor:
     name: str
 
 
-def minute_event_id(endpoint_id: str, minute_ms: int) -> str:
-    """CloudEvents `id` of an endpoint minute."""
-    return f"{endpoint_id}/{stamp(minute_ms)}/{ENDPOINT_MINUTE_SKU}"
+def minute_event_id(life_id: str, minute_ms: int) -> str:
+    """CloudEvents `id` of an endpoint's or instance's minute."""
+    return f"{life_id}/{stamp(minute_ms)}/{ENDPOINT_MINUTE_SKU}"
 
 
 def sweep(
@@ -60,7 +68,7 @@ def sweep(
     cursors = _read_cursors(conn)
     written = 0
     for life in lives:
-        cursor = cursors.get(life.endpoint_id)
+        cursor = cursors.get(life.id)
         if cursor is not None and cursor.finished:
             continue
         due, next_minute, finished = _due(life, cursor, now_ms, limit - written)
@@ -77,10 +85,9 @@ def sweep(
 
 def endpoint_names(conn: Connection, org_id: str) -> dict[str, str]:
     """Names of an organization's endpoints by id, deleted ones too."""
-    query = select(endpoint_cursors.c.endpoint_id, endpoint_cursors.c.name).where(
-        endpoint_cursors.c.org_id == org_id
-    )
-    return {row.endpoint_id: row.name for row in conn.execute(query)}
+    table = endpoint_cursors
+    query = select(table.c.endpoint_id, table.c.of_endpoint_id, table.c.name).where(table.c.org_id == org_id)
+    return {row.of_endpoint_id or row.endpoint_id: row.name for row in conn.execute(query)}
 
 
 def _due(life: EndpointLife, cursor: _Cursor | None, now_ms: int, limit: int) -> tuple[range, int, bool]:
@@ -98,7 +105,7 @@ def _due(life: EndpointLife, cursor: _Cursor | None, now_ms: int, limit: int) ->
 
 def _row(life: EndpointLife, minute_ms: int, billing_minute_ms: int, now_ms: int) -> dict[str, object]:
     return {
-        "id": minute_event_id(life.endpoint_id, minute_ms),
+        "id": minute_event_id(life.id, minute_ms),
         "endpoint_id": life.endpoint_id,
         "org_id": life.org_id,
         "project_id": life.project_id,
@@ -119,6 +126,9 @@ def _write_cursor(conn: Connection, life: EndpointLife, old: _Cursor | None, new
     table = endpoint_cursors
     values = {"next_minute_ms": new.next_minute_ms, "finished": new.finished, "name": new.name}
     if old is None:
-        conn.execute(insert(table).values(endpoint_id=life.endpoint_id, org_id=life.org_id, **values))
+        of = life.endpoint_id if life.instance_id else ""
+        conn.execute(
+            insert(table).values(endpoint_id=life.id, of_endpoint_id=of, org_id=life.org_id, **values)
+        )
     elif new != old:
-        conn.execute(update(table).where(table.c.endpoint_id == life.endpoint_id).values(**values))
+        conn.execute(update(table).where(table.c.endpoint_id == life.id).values(**values))

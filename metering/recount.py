@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, func, select
 
+from core.ids import is_id
 from metering.engine_match import MAX_IDS, CountedEvent
 from metering.ingest import Accepted, accept
 from metering.intake import RESERVED_SOURCES
@@ -191,7 +192,10 @@ def minutes_of_endpoints(
     facts: list[Fact] = []
     findings: list[tuple[str, int, Finding]] = []
     for row in conn.execute(query.execution_options(yield_per=BATCH)):
-        earlier = seen.setdefault((row.endpoint_id, row.service_minute_ms), row.id)
+        # An endpoint has each minute once, and each of its instances once too.
+        whose = row.id.partition("/")[0]
+        whose = whose if is_id(whose, "rep") else row.endpoint_id
+        earlier = seen.setdefault((whose, row.service_minute_ms), row.id)
         if earlier != row.id:
             text = "the same minute of the endpoint is on record twice"
             found = Finding("minute_doubled", False, text, ENDPOINT_MINUTE_SKU, 1, 2, (earlier, row.id))

@@ -122,7 +122,7 @@ def _rollup(name: str) -> Table:
 usage_hours = _rollup("usage_hours")
 usage_days = _rollup("usage_days")
 
-# One row per UTC minute of an endpoint's life; `id` is that of its CloudEvent.
+# One row per UTC minute of an endpoint's or instance's life; `id` is that of its CloudEvent.
 endpoint_minutes = Table(
     "endpoint_minutes",
     metadata,
@@ -141,7 +141,8 @@ endpoint_minutes = Table(
 endpoint_cursors = Table(
     "endpoint_cursors",
     metadata,
-    Column("endpoint_id", Text, primary_key=True),
+    Column("endpoint_id", Text, primary_key=True),  # or the instance's id
+    Column("of_endpoint_id", Text, nullable=False, server_default=""),  # of an instance: its endpoint
     Column("org_id", Text, nullable=False),
     Column("name", Text, nullable=False),  # as last seen: what an invoice line shows, also after deletion
     Column("next_minute_ms", BigInteger, nullable=False),

@@ -43,6 +43,12 @@ MODEL = {
     "created_at": TIME,
     "updated_at": TIME,
 }
+INSTANCE_PRICE = {
+    "instance_type": "local",
+    "per_minute_usd": "0.015",
+    "model": "instance:local",
+    "starts_at": "2026-01-31T12:00:00.000Z",
+}
 PRICE = {
     "id": "price_1",
     "model": "acme/mock-chat",
@@ -238,6 +244,8 @@ def contract() -> dict[tuple[str, str], list[Answer]]:
         ("DELETE", f"{endpoint}/my-chat"): ENDPOINT | {"state": "Deleted"},
         ("POST", f"{endpoint}/my-chat/list-keys"): {"primaryKey": PRIMARY, "secondaryKey": SECONDARY},
         ("POST", f"{endpoint}/my-chat/regenerate-keys"): {"primaryKey": PRIMARY, "secondaryKey": SECONDARY},
+        ("GET", "/api/instance-prices"): {"data": [INSTANCE_PRICE], "next": None},
+        ("PUT", "/api/instance-prices/local"): INSTANCE_PRICE,
         ("GET", "/api/deployments"): page(DEPLOYMENT),
         ("GET", "/api/usage"): USAGE,
         ("GET", "/api/receipts"): page(RECEIPT),
@@ -276,7 +284,7 @@ class Stub:
             def do_GET(self) -> None:  # the base class's names
                 stub.answer(self)
 
-            do_POST = do_DELETE = do_GET  # noqa: N815
+            do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
             def log_message(self, *_: Any) -> None:
                 """Quiet."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from billing.invoicing.model import CreditNote, Invoice, InvoiceLine, InvoiceState, Party, numbered
 from billing.model import ENDPOINT_MINUTE_SKU, TOKEN_SKUS, Preview
+from catalog.model import INSTANCE_MODEL
 from core.clock import iso
 from core.money import format_cents, format_per_million, format_pico
 
@@ -129,6 +130,8 @@ def _line(line: InvoiceLine) -> DocumentLine:
     if line.kind == "charge":
         of = line.endpoint_name or line.model_id
         name = _NAMES.get(line.sku, line.sku.replace("_", " "))
+        if line.model_id.startswith(INSTANCE_MODEL):
+            name = f"instance minutes ({line.model_id.removeprefix(INSTANCE_MODEL)})"
         quantity = f"{line.quantity:,}"
         unit = _unit_price(line)
         return DocumentLine(

@@ -41,6 +41,8 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("POST", "/api/price-proposals/{proposal_id}/dry-run"): ADMIN,
     ("POST", "/api/price-dry-runs"): ADMIN,
     ("GET", "/api/organizations/{organization}/prices"): ADMIN,
+    ("GET", "/api/instance-prices"): ADMIN,
+    ("PUT", "/api/instance-prices/{instance_type}"): ADMIN,
     ("POST", "/api/serverless-endpoints"): ADMIN,
     ("GET", "/api/serverless-endpoints"): ADMIN,
     ("GET", "/api/serverless-endpoints/{name}"): ADMIN,

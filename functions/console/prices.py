@@ -11,6 +11,7 @@ from billing.rerate import Candidate, Rerated, organizations_using, rerate
 from catalog import price_book
 from catalog.batch_prices import BATCH, discounted
 from catalog.load import prices_document
+from catalog.model import INSTANCE_MODEL
 from catalog.price_document import Unit, parse_price, terms_out
 from catalog.proposals import Proposal, Wanted, approve, check, get_proposal, list_proposals, propose, reject
 from catalog.store import get_model
@@ -235,7 +236,8 @@ class OwnPriceOut(BaseModel):
 
 
 def _wanted(connection: Connection, body: PriceIn) -> Wanted:
-    get_model(connection, body.model)
+    if not body.model.startswith(INSTANCE_MODEL):
+        get_model(connection, body.model)
     org_id = "" if body.organization is None else find_organization(connection, body.organization).id
     now = price_book.price_versions(connection, body.model, org_id) or price_book.price_versions(
         connection, body.model

@@ -16,7 +16,7 @@ from farebox.invoice_resources import (
     Invoices,
 )
 from farebox.online_resources import Environments, OnlineDeployments, OnlineEndpoints, RegisteredModels
-from farebox.price_resources import Prices
+from farebox.price_resources import InstancePrices, Prices
 from farebox.resources import (
     Alarms,
     Budgets,
@@ -80,6 +80,7 @@ class Client:
         self.limits = LimitsOf(self._transport)
         self.budgets = Budgets(self._transport)
         self.prices = Prices(self._transport)
+        self.instance_prices = InstancePrices(self._transport)
         self.events = Events(self._transport)
         self.quarantine = Quarantine(self._transport)
         self.audit = AuditLog(self._transport)

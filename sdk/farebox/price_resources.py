@@ -5,10 +5,24 @@ from typing import Any, cast
 
 from farebox.resource import Resource, given
 from farebox.transport import path_of
-from farebox.types import OwnPrice, PriceDryRun, PriceProposal
+from farebox.types import InstancePrice, OwnPrice, PriceDryRun, PriceProposal
 
 _Proposals = list[PriceProposal]  # inside a class with a method named `list`, that name is the method
 _Own = list[OwnPrice]
+_InstancePrices = list[InstancePrice]
+
+
+class InstancePrices(Resource):
+    """What a minute of an online endpoint's instance costs, by instance type."""
+
+    def set(self, instance_type: str, per_minute_usd: str) -> InstancePrice:
+        """Begins with the next full minute; the first price of a type at once."""
+        path = "/api/instance-prices" + path_of(instance_type)
+        body = {"per_minute_usd": per_minute_usd}
+        return cast(InstancePrice, self._transport.json("PUT", path, json=body))
+
+    def list(self) -> _InstancePrices:
+        return cast(_InstancePrices, self._transport.json("GET", "/api/instance-prices")["data"])
 
 
 class Prices(Resource):

@@ -83,6 +83,15 @@ class PriceVersion(TypedDict):
     created_at: str
 
 
+class InstancePrice(TypedDict):
+    """What a minute of an instance costs, from `starts_at` on."""
+
+    instance_type: str
+    per_minute_usd: str
+    model: str
+    starts_at: str
+
+
 class PutModel(TypedDict):
     """What became of a model that was sent."""
 

@@ -154,6 +154,11 @@ def list_online_deployments(
     return [_deployment(row) for row in connection.execute(query)]
 
 
+def read_spec(text: str) -> DeploymentSpec:
+    """The specification in a row."""
+    return DeploymentSpec.from_json(json.loads(text))
+
+
 def update_online_deployment(
     connection: Connection, deployment: OnlineDeployment, model_id: str | None = None
 ) -> None:
@@ -380,7 +385,7 @@ def _deployment_values(deployment: OnlineDeployment) -> dict[str, Any]:
 def _deployment(row: Row[Any]) -> OnlineDeployment:
     values = dict(row._mapping)
     del values["name_key"]
-    values["spec"] = DeploymentSpec.from_json(json.loads(row.spec))
+    values["spec"] = read_spec(row.spec)
     return OnlineDeployment(**values)
 
 

@@ -32,7 +32,7 @@ from functions.gateway.dependencies import GatewayDependencies
 from functions.gateway.handler import create_gateway, fast_protocol
 from functions.gateway.limiter import Limiting
 from functions.gateway.wiring import GATEWAY_NAME, _Reads
-from functions.wiring import _Sweeper
+from functions.minute_tick.sweeper import Sweeper
 from metering import journal as journal_module
 from metering.journal import Journal
 from metering.model import Usage, UsageEvent
@@ -149,7 +149,7 @@ class Control:
             Relay(self._journal, self._db, self._clock, self.alarms.append, keeper.charge_usage)
             for _ in range(2)
         ]
-        self._sweeper = _Sweeper(self._db, self._clock, keeper)
+        self._sweeper = Sweeper(self._db, self._clock, keeper)
         self.intake = EventIntake(self._db, keeper)
 
     def _on_statement(self, *_: Any) -> None:

@@ -20,6 +20,7 @@ from tests.console_stub import (
     COMPLETION,
     DEPLOYMENT,
     ENDPOINT,
+    INSTANCE_PRICE,
     KEY,
     MODEL,
     ORGANIZATION,
@@ -110,6 +111,18 @@ COMMANDS: list[tuple[str, list[str], Any, tuple[str, str, Any]]] = [
         ["price_1", "always", "0.15"],
         page(PRICE),
         ("GET", "/api/model-prices/acme/mock-chat", {}),
+    ),
+    (
+        "instance-price set local 0.015",
+        ["per_minute_usd", "0.015"],
+        INSTANCE_PRICE,
+        ("PUT", "/api/instance-prices/local", {"per_minute_usd": "0.015"}),
+    ),
+    (
+        "instance-price list",
+        ["local", "0.015"],
+        {"data": [INSTANCE_PRICE], "next": None},
+        ("GET", "/api/instance-prices", {}),
     ),
     (
         "serverless-endpoint create my-chat --model acme/mock-chat --project web --tag team=x --tag a=b=c",
