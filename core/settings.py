@@ -58,6 +58,10 @@ class Settings:
     invoice_issuer_email: str = ""
     invoice_issuer_tax_id: str = ""
     invoice_font: str = ""  # a TrueType or OpenType file for characters that the PDF's own font lacks
+    allowed_networks: str = ""  # who may connect at all, e.g. 10.0.0.0/8,192.0.2.7; empty: everybody
+    management_networks: str = ""  # of these, who may call the management API; empty: all of them
+    # What counts as private for endpoints with public_network_access: disabled.
+    private_networks: str = "127.0.0.0/8,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
     oidc_issuer: str = (
         ""  # OpenID Connect provider whose tokens open endpoints (aad_token); https://…; empty: none
     )

@@ -50,6 +50,7 @@ class Route:
     split: Split | None = (
         None  # of an online endpoint: the deployment is still to be chosen, and nothing else counts
     )
+    private: bool = False  # callers in private networks only
 
     @property
     def refs(self) -> tuple[str, ...]:

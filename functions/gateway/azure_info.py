@@ -8,6 +8,7 @@ from functions.gateway import openapi
 from functions.gateway.exchange import error_headers
 from functions.gateway.gateway import Gateway
 from functions.gateway.hot import authenticate, route_name, unknown_model
+from functions.gateway.networks import address_of
 from functions.gateway.surfaces import AZURE
 from serving.model import Route
 from wire.azure import MODEL_TYPES, check_api_version
@@ -54,6 +55,7 @@ async def _route(gateway: Gateway, request: Request) -> Route:
     route = await gateway.lookups.routes.find(route_name(principal, endpoint_name, ""))
     if route is None:
         raise unknown_model("", endpoint_name)
+    gateway.reach.check_endpoint(route, address_of(request.scope))
     return route
 
 

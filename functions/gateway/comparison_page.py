@@ -11,6 +11,7 @@ from functions.gateway.comparison import Comparison
 from functions.gateway.exposition import Family
 from functions.gateway.gateway import Gateway
 from functions.gateway.hot import authenticate, route_name, unknown_model
+from functions.gateway.networks import address_of
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -31,6 +32,7 @@ def add_comparison(app: FastAPI, gateway: Gateway) -> None:
         route = await gateway.lookups.routes.find(route_name(principal, name, ""))
         if route is None:
             raise unknown_model("", name)
+        gateway.reach.check_endpoint(route, address_of(request.scope))
         found = gateway.mirrors.comparisons(route.endpoint_id)
         body: dict[str, Any] = {"object": "list", "data": [each.document() for each in found]}
         return Response(msgspec.json.encode(body), media_type="application/json")

@@ -13,6 +13,7 @@ import msgspec
 
 from core.errors import FareboxError, Timeout, TooLarge
 from core.log import get_logger
+from functions.gateway.networks import address_of
 from functions.gateway.surfaces import OPENAI, Surface
 from wire.openai import render_error
 from wire.sse import WAITING_COMMENT
@@ -75,6 +76,7 @@ class Exchange:
         "_receive",
         "_send",
         "_watcher",
+        "address",
         "client_request_id",
         "finished",
         "headers",
@@ -92,6 +94,7 @@ class Exchange:
         self.request_id = request_id
         self.surface = surface
         self.path: str = scope["path"]
+        self.address = address_of(scope)
         self.query: bytes = scope.get("query_string", b"")
         headers: list[Header] = scope["headers"]
         self.headers: dict[bytes, bytes] = dict(headers)

@@ -60,6 +60,7 @@ class FastLane:
     """What all calls of the lane share."""
 
     def __init__(self, gateway: Gateway) -> None:
+        self.may_connect = gateway.reach.may_connect
         self.gateway = gateway
         self.deadlines = gateway.deadlines
         self.loop = asyncio.get_running_loop()

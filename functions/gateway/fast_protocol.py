@@ -95,6 +95,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         self._busy: Any = _Busy()
         self._candidate: _Candidate | None = None  # while its body is read
         self._served: _Candidate | None = None  # while the fast lane answers it
+        self._allowed = True  # else the slow lane says why not
         self._in_head = False
         self._head_since: float | None = None  # when one did not come in one piece
         self._head_bytes = 0
@@ -103,6 +104,7 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._allowed = self.lane.may_connect(self.client[0] if self.client else "")
         self.deadline = self.loop.time() + self.timeout_keep_alive
         self.lane.deadlines.watch(self)
 
@@ -223,6 +225,7 @@ class FastLaneProtocol(HttpToolsProtocol):
             or (self.cycle is not None and not self.cycle.response_complete)
             or self.flow.write_paused
             or self.limit_concurrency is not None
+            or not self._allowed
         ):
             return None
         parser = self.parser

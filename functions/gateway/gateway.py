@@ -17,6 +17,7 @@ from functions.gateway.limiter import Limiter, no_limits
 from functions.gateway.lookups import Lookups
 from functions.gateway.metrics import Metrics
 from functions.gateway.mirrors import Mirrors
+from functions.gateway.networks import Reach
 from functions.gateway.pending import Pending
 from functions.gateway.places import Places
 from functions.gateway.record import CallRecord
@@ -37,6 +38,7 @@ class Gateway:
         self.metrics = Metrics()
         self.journal = dependencies.journal
         self.control = dependencies.control
+        self.reach = Reach(settings)
         self.list_routes = dependencies.list_routes
         self.find_bearer = dependencies.find_bearer
         self.lookups = Lookups(

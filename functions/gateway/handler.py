@@ -13,7 +13,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from core.errors import FareboxError, NotFound, problem
+from core.errors import FareboxError, Forbidden, NotFound, problem
 from core.ids import new_id
 from core.log import get_logger
 from core.version import VERSION
@@ -102,10 +102,17 @@ class _GatewayApp(FastAPI):
             await super().__call__(scope, receive, send)
             return
         path: str = scope["path"]
+        managing = path.startswith(_CONTROL_PATHS) or path == "/api"
+        try:
+            self._gateway.reach.check(scope, management=managing)
+        except Forbidden as refusal:
+            scope = {**scope, "app": self, _REQUEST_ID: new_id("req", self._gateway.clock.now_ms())}
+            await _render(Request(scope), refusal)(scope, receive, send)
+            return
         found = find_plan(path) if scope["method"] == "POST" else None
         if found is not None:
             await self.hot(scope, receive, send, *found)
-        elif path.startswith(_CONTROL_PATHS) or path == "/api":
+        elif managing:
             await self._proxy(scope, receive, send)
         elif (scored := scoring_path(scope["method"], path)) is not None:
             await self._scoring(scope, receive, send, *scored)

@@ -154,7 +154,7 @@ def warm_call(
     if not model and not endpoint_name:
         return None
     route = gateway.lookups.routes.peek(route_name(principal, endpoint_name, model))
-    if route is None:
+    if route is None or route.private:  # the slow lane knows where the caller is
         return None
     shadow = None
     if route.split is not None:
@@ -261,7 +261,7 @@ class HotRoutes:
             key = exchange.headers[IDEMPOTENCY_KEY]
             recorder.claim = gateway.outcomes.claim(principal, key, exchange.path, body)
         request = read_request(exchange, plan, body)
-        route, shadow = await self._route(exchange.headers, principal, plan.operation, endpoint_name, request)
+        route, shadow = await self._route(exchange, principal, plan.operation, endpoint_name, request)
         if plan.free is not None:
             return FreeCall(gateway, exchange, plan.free, request, route)
         gateway.places.check_room(route)
@@ -276,7 +276,7 @@ class HotRoutes:
 
     async def _route(
         self,
-        headers: dict[bytes, bytes],
+        exchange: Exchange,
         principal: Principal,
         operation: Operation | FreeOperation,
         endpoint_name: str,
@@ -289,7 +289,8 @@ class HotRoutes:
         route = await self._gateway.lookups.routes.find(route_name(principal, endpoint_name, model))
         if route is None:
             raise unknown_model(model, endpoint_name)
-        route, shadow = choose(route, headers)
+        self._gateway.reach.check_endpoint(route, exchange.address)
+        route, shadow = choose(route, exchange.headers)
         if operation not in OPERATIONS_OF_TASK.get(route.task, ()):
             raise NotFound(
                 f"The model `{model or route.model_id}` does {route.task}, which {operation} is not.",

@@ -78,6 +78,7 @@ class ScoringRoutes:
         head = await gateway.lookups.routes.find(route_name(principal, endpoint_name, ""))
         if head is None:
             raise unknown_model("", endpoint_name)
+        gateway.reach.check_endpoint(head, exchange.address)
         route, shadow = choose(head, exchange.headers)
         asked = _server_path(route, method, path)
         body = await exchange.read_body(gateway.settings.max_body_bytes)

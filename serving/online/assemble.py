@@ -422,6 +422,8 @@ def _note_local(document: Document, made: Assembled) -> None:
     spec, notes = made.spec, made.notes
     if document.get("instance_type") and spec.instance_type != INSTANCE_TYPE:
         notes.append("instance_type: instances are processes on this machine")
+    if spec.egress_public_network_access == "disabled":
+        notes.append("egress_public_network_access: what scripts connect to is not restricted on this machine")
     if spec.app_insights_enabled:
         notes.append("app_insights_enabled: metrics and logs are always kept, by the platform itself")
     if spec.target == "kubernetes":

@@ -28,8 +28,9 @@ def resolve_online(
     online = store.find_online_endpoint(connection, endpoint.id)
     if online is None or (project_key and online.spec.auth_mode == "aad_token"):
         return None
+    private = online.spec.public_network_access == "disabled"
     living = store.list_online_deployments(connection, endpoint.id)
-    routes = {each.name: _route(connection, endpoint, each) for each in living}
+    routes = {each.name: _route(connection, endpoint, each, private) for each in living}
     head, slash, part = name.partition("/")
     if slash and head == endpoint.name and part in routes:
         return routes[part]
@@ -54,10 +55,11 @@ def resolve_online(
         upstream_key_env="",
         urls=(),
         split=split,
+        private=private,
     )
 
 
-def _route(connection: Connection, endpoint: Endpoint, deployment: OnlineDeployment) -> Route:
+def _route(connection: Connection, endpoint: Endpoint, deployment: OnlineDeployment, private: bool) -> Route:
     spec = deployment.spec
     model = find_model(connection, spec.model) if spec.kind == "catalog" else None
     found = None if model is None else model.spec
@@ -82,6 +84,7 @@ def _route(connection: Connection, endpoint: Endpoint, deployment: OnlineDeploym
         tariffs=tuple(Tariff(price.starts_ms, price.unit_prices) for price in prices),
         max_parallel=scoring.each,
         scoring=scoring,
+        private=private,
     )
 
 
