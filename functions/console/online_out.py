@@ -11,6 +11,7 @@ from functions.console.deployments import DeploymentOut, deployment_of
 from functions.console.shapes import iso_or_none
 from serving.model import Endpoint, LiveStatus
 from serving.online.model import OnlineDeployment, OnlineEndpoint, Operation
+from serving.online.scale_document import rule_document, schedule_document
 from serving.online.spec import Probe
 
 
@@ -208,6 +209,8 @@ def _scale(found: OnlineDeployment) -> dict[str, Any]:
     interval = scale.pop("polling_interval_s")
     if kind == "default":
         return {"type": kind, "idle_to_zero_s": scale["idle_to_zero_s"]}
+    scale["rules"] = [rule_document(each) for each in found.spec.scale.rules]
+    scale["schedules"] = [schedule_document(each) for each in found.spec.scale.schedules]
     return {"type": kind, **scale, "polling_interval": interval}
 
 

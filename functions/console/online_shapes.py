@@ -215,10 +215,35 @@ class ResourcesDocument(Document):
     limits: Amounts | None = None
 
 
+class ScaleRuleDocument(Document):
+    """When something is measured, more instances or fewer."""
+
+    condition: Short = Field(examples=["CpuUtilizationPercentage > 70 avg 5m"])
+    scale: Short = Field(examples=["out 1"], description="`out N`, `in N` or `to N`.")
+    cooldown: Value | None = Field(default=None, description="Seconds or ISO 8601; 300 if left out.")
+
+
+class ScaleScheduleDocument(Document):
+    """Other bounds for some hours of some days."""
+
+    name: Short | None = None
+    days: list[Short] | None = Field(default=None, max_length=7, description="Left out: every day.")
+    start: Short = Field(examples=["08:00"])
+    end: Short = Field(examples=["20:00"], description="Not included; at most 24:00.")
+    timezone: Short | None = Field(
+        default=None, examples=["Europe/Berlin"], description="IANA name; UTC if left out."
+    )
+    min_instances: int = Field(ge=1, le=50)
+    max_instances: int = Field(ge=1, le=50)
+
+
 class ScaleDocument(Document):
     """How many instances."""
 
-    type: Literal["default", "target_utilization"] | None = None
+    type: Literal["default", "target_utilization", "rules"] | None = None
+    default_instances: int | None = Field(default=None, ge=1, le=50)
+    rules: list[ScaleRuleDocument] | None = Field(default=None, max_length=10)
+    schedules: list[ScaleScheduleDocument] | None = Field(default=None, max_length=20)
     min_instances: int | None = Field(default=None, ge=0, le=50)
     max_instances: int | None = Field(default=None, ge=1, le=50)
     target_utilization_percentage: int | None = Field(default=None, ge=1, le=100)

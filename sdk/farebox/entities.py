@@ -112,6 +112,22 @@ class TargetUtilizationScaleSettings(Part):
 
 
 @dataclass(kw_only=True)
+class RulesScaleSettings(Part):
+    """As many instances as rules and schedules say: see docs/online.md."""
+
+    type: str = "rules"
+    min_instances: int | None = None
+    max_instances: int | None = None
+    default_instances: int | None = None
+    rules: list[dict[str, Any]] | None = None
+    schedules: list[dict[str, Any]] | None = None
+    idle_to_zero_s: int | None = None
+
+
+ScaleSettings = DefaultScaleSettings | TargetUtilizationScaleSettings | RulesScaleSettings
+
+
+@dataclass(kw_only=True)
 class Model(Part):
     """A model: a folder or file of this machine, or one that is registered."""
 
@@ -209,7 +225,7 @@ class OnlineDeployment(Part):
     instance_type: str | None = None
     instance_count: int | None = None
     app_insights_enabled: bool | None = None
-    scale_settings: DefaultScaleSettings | TargetUtilizationScaleSettings | dict[str, Any] | None = None
+    scale_settings: ScaleSettings | dict[str, Any] | None = None
     request_settings: OnlineRequestSettings | dict[str, Any] | None = None
     liveness_probe: ProbeSettings | dict[str, Any] | None = None
     readiness_probe: ProbeSettings | dict[str, Any] | None = None

@@ -15,6 +15,7 @@ from core.errors import Invalid
 from serving.endpoints import check_name, check_tags
 from serving.online import quantities
 from serving.online.references import Reference, name_and_version, parse_reference
+from serving.online.scale_document import scale_settings
 from serving.online.spec import (
     INSTANCE_TYPE,
     DeploymentSpec,
@@ -25,7 +26,6 @@ from serving.online.spec import (
     RequestSettings,
     ResourceAmounts,
     Resources,
-    ScaleSettings,
     SpecKind,
     Target,
 )
@@ -160,7 +160,7 @@ def deployment_spec(
         readiness_probe=_probe(document, "readiness_probe", environment),
         routes=_routes(environment),
         resources=_resources(document.get("resources") or {}),
-        scale=_scale(document, target),
+        scale=scale_settings(document.get("scale_settings") or {}),
         strategy=document.get("strategy", "rolling"),
         app_insights_enabled=bool(document.get("app_insights_enabled")),
         data_collector=document.get("data_collector"),
@@ -393,21 +393,6 @@ def _resources(given: Document) -> Resources:
     return made
 
 
-def _scale(document: Document, target: Target) -> ScaleSettings:
-    given = dict(document.get("scale_settings") or {})
-    kind = given.pop("type", "default")
-    interval = given.pop("polling_interval", None)
-    if interval is not None:
-        given["polling_interval_s"] = quantities.duration_s(interval, "scale_settings.polling_interval")
-    made = ScaleSettings(kind=kind, **given)
-    if made.kind == "target_utilization" and made.max_instances < max(1, made.min_instances):
-        raise Invalid(
-            f"scale_settings.max_instances: {made.max_instances} is below min_instances, {made.min_instances}",
-            param="scale_settings.max_instances",
-        )
-    return made
-
-
 def _check_timeout(spec: DeploymentSpec) -> None:
     most = 300_000 if spec.target == "kubernetes" else 180_000
     if spec.request_settings.request_timeout_ms > most:
@@ -423,7 +408,9 @@ def _note_local(document: Document, made: Assembled) -> None:
     if document.get("instance_type") and spec.instance_type != INSTANCE_TYPE:
         notes.append("instance_type: instances are processes on this machine")
     if spec.egress_public_network_access == "disabled":
-        notes.append("egress_public_network_access: what scripts connect to is not restricted on this machine")
+        notes.append(
+            "egress_public_network_access: what scripts connect to is not restricted on this machine"
+        )
     if spec.app_insights_enabled:
         notes.append("app_insights_enabled: metrics and logs are always kept, by the platform itself")
     if spec.target == "kubernetes":

@@ -269,7 +269,7 @@ def _forget_older(home: Path, deployment: OnlineDeployment) -> None:
 
 
 def _first_count(spec: DeploymentSpec) -> int:
-    return spec.scale.min_instances if spec.scale.kind == "target_utilization" else spec.instance_count
+    return spec.instance_count if spec.scale.kind == "default" else spec.scale.first
 
 
 # --- operations -----------------------------------------------------------------------------------

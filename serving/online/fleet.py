@@ -13,6 +13,8 @@ from typing import Protocol
 from core.log import get_logger
 from serving.launch import Launch
 from serving.model import DeploymentState, LiveStatus, WakeStatus
+from serving.online.autoscale import SAMPLE_EVERY_MS, Autoscaler, bounds
+from serving.online.gauge import Gauge
 from serving.online.instance import Instance
 from serving.online.model import OnlineDeployment
 from serving.run import Surroundings
@@ -55,6 +57,8 @@ class Fleet:
         self._active_at = self._enough_since = now
         self._awake = deployment.spec.scale.idle_to_zero_s == 0 or deployment.pending
         self._scaled = deployment.instance_count
+        self._autoscaler, self._gauge = Autoscaler(), Gauge()
+        self._measured_at = -SAMPLE_EVERY_MS
         self._task = asyncio.create_task(self._run(), name=f"fleet of {deployment.id}")
 
     # --- what others ask ------------------------------------------------------------------------
@@ -146,6 +150,7 @@ class Fleet:
         while not self._stop_reason:
             try:
                 await self._arrange()
+                await self._measure()
             except Exception:
                 _log.exception("a fleet cannot be arranged", extra={"deployment": self.deployment.id})
             with contextlib.suppress(TimeoutError):
@@ -228,16 +233,32 @@ class Fleet:
                 self._awake = False
             if not self._awake:
                 return 0
-        if scale.kind != "target_utilization":
+        if scale.kind == "default":
             return self.deployment.instance_count
-        self._scaled = self._autoscaled(self._scaled, now)
+        if scale.kind == "rules":
+            limits = bounds(scale, self._around.clock.now_ms())
+            self._scaled = self._autoscaler.wanted(scale, self._scaled, limits, now)
+        else:
+            self._scaled = self._autoscaled(self._scaled, now)
         return self._scaled
+
+    async def _measure(self) -> None:
+        """For rules: what the instances use, every few seconds."""
+        now = self._around.clock.monotonic_ms()
+        if self.deployment.spec.scale.kind != "rules" or now - self._measured_at < SAMPLE_EVERY_MS:
+            return
+        self._measured_at = now
+        leaders = [each.pid for each in self._instances if each.state == "ready" and each.pid is not None]
+        asked = self.deployment.spec.resources.requests
+        values = await asyncio.to_thread(self._gauge.measure, leaders, asked)
+        calls = {"ConcurrentRequestsPerInstance": self._in_flight / max(1, len(leaders))}
+        self._autoscaler.sample({**calls, **values}, now)
 
     def _autoscaled(self, current: int, now: int) -> int:
         """Enough for the calls in flight at the target utilisation; fewer only after that was enough for a while."""
         spec = self.deployment.spec
         scale, each = spec.scale, spec.request_settings.max_concurrent_requests_per_instance
-        low, high = max(1, scale.min_instances), max(1, scale.max_instances)
+        low, high = bounds(scale, self._around.clock.now_ms())
         needed = -(-self._in_flight * 100 // (each * scale.target_utilization_percentage))
         needed = min(max(needed, low), high)
         current = min(max(current, low), high)

@@ -54,6 +54,11 @@ class Instance:
         return self.state in ("starting", "ready", "unready")
 
     @property
+    def pid(self) -> int | None:
+        """Its first process."""
+        return None if self.run is None else self.run.replica.pid
+
+    @property
     def url(self) -> str | None:
         """Where it serves now."""
         return self.run.replica.url if self.run is not None and self.state == "ready" else None

@@ -99,9 +99,7 @@ def _scoring(deployment: OnlineDeployment, model: ModelSpec | None) -> Scoring:
         any_path=spec.kind == "command",
         timeout_ms=settings.request_timeout_ms,
         each=each,
-        instances=max(
-            1, deployment.instance_count, spec.scale.max_instances if spec.scale.kind != "default" else 1
-        ),
+        instances=max(1, deployment.instance_count, spec.scale.most if spec.scale.kind != "default" else 1),
     )
 
 

@@ -212,7 +212,7 @@ def check_deployment_count(on_endpoint: int, in_all: int) -> None:
 
 def wanted_instances(spec: DeploymentSpec) -> int:
     """How many instances there may be at most."""
-    return spec.scale.max_instances if spec.scale.kind == "target_utilization" else spec.instance_count
+    return spec.instance_count if spec.scale.kind == "default" else spec.scale.most
 
 
 def check_room(spec: DeploymentSpec, others: Iterable[OnlineDeployment], capacity: Capacity) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Literal, Self
 
 import msgspec
 
+from serving.online.scaling import ScaleRule, ScaleSchedule
+
 SpecKind = Literal["script", "mlflow", "command", "catalog"]
 AuthMode = Literal["key", "aml_token", "aad_token"]
 Switch = Literal["enabled", "disabled"]
@@ -95,12 +97,25 @@ class Resources(_Json):
 class ScaleSettings(_Json):
     """How many instances. `default`: `instance_count` of them, unless idle for `idle_to_zero_s` (0: never zero)."""
 
-    kind: Literal["default", "target_utilization"] = "default"
+    kind: Literal["default", "target_utilization", "rules"] = "default"
     min_instances: int = 1
     max_instances: int = 1
     target_utilization_percentage: int = 70
     polling_interval_s: int = 1
     idle_to_zero_s: int = 0
+    default_instances: int = 0  # at first; 0: min_instances
+    rules: tuple[ScaleRule, ...] = ()
+    schedules: tuple[ScaleSchedule, ...] = ()  # the first that holds replaces the two bounds
+
+    @property
+    def first(self) -> int:
+        """How many there are at first."""
+        return max(1, self.default_instances or self.min_instances)
+
+    @property
+    def most(self) -> int:
+        """How many there may be at any time."""
+        return max(self.max_instances, *(each.max_instances for each in self.schedules), 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,10 @@ from core.settings import Settings
 from serving import store as servers
 from serving.local_runtime import LocalRuntime
 from serving.model import Endpoint
-from serving.online import store
+from serving.online import autoscale, fleet, store
 from serving.online.launch import Report
 from serving.online.model import OnlineDeployment, OnlineEndpoint
+from serving.online.scaling import ScaleRule
 from serving.online.spec import (
     DeploymentSpec,
     EndpointSpec,
@@ -345,6 +346,25 @@ async def test_calls_scale_it_up(site: Site) -> None:
     await site.until(lambda: len(site.urls(made)) == 2)
     site.runtime.report_activity({made.id: {"in_flight": 9, "last_ms": 2}})
     await site.until(lambda: len(site.urls(made)) == 3)
+
+
+async def test_rules_scale_it_up_to_what_fits_and_down_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "SAMPLE_EVERY_MS", 100)
+    monkeypatch.setattr(autoscale, "SAMPLE_EVERY_MS", 100)
+    calls = "ConcurrentRequestsPerInstance"
+    rules = (
+        ScaleRule(calls, ">", 2, "avg", 1, "out", 1, cooldown_s=1),
+        ScaleRule(calls, "<", 1, "avg", 1, "in", 1, cooldown_s=1),
+    )
+    made = site.deploy(site.script(scale=ScaleSettings("rules", 1, 2, rules=rules)))
+    await site.settled(made)
+    assert len(site.urls(made)) == 1
+    site.runtime.report_activity({made.id: {"in_flight": 9, "last_ms": 1}})
+    await site.until(lambda: len(site.urls(made)) == 2)
+    site.runtime.report_activity({made.id: {"in_flight": 0, "last_ms": 2}})
+    await site.until(lambda: len(site.urls(made)) == 1)
 
 
 async def test_one_that_nobody_calls_sleeps_and_is_woken(site: Site) -> None:

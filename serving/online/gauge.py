@@ -1,0 +1,59 @@
+"""What the processes of a deployment's instances use, read from the machine."""
+
+import os
+import time
+from collections.abc import Collection, Mapping
+
+import psutil
+
+from serving.online.spec import ResourceAmounts
+
+
+class Gauge:
+    """Measures in turns: CPU is what was used since the turn before."""
+
+    def __init__(self) -> None:
+        self._cpu: dict[tuple[int, float], float] = {}  # seconds by process and its start
+        self._at: float | None = None
+
+    def measure(self, leaders: Collection[int], each: ResourceAmounts) -> Mapping[str, float]:
+        """Percent of CPU and memory of an instance, on average, of what it asked for; else of the machine's.
+
+        `leaders` are the instances' first processes. Empty on the first turn, and where there are none.
+        """
+        now, before = time.monotonic(), self._cpu
+        used, memory, self._cpu = 0.0, 0, {}
+        for leader in leaders:
+            for process in _family(leader):
+                found = _read(process)
+                if found is not None:
+                    key, seconds, resident = found
+                    self._cpu[key] = seconds
+                    memory += resident
+                    used += max(0.0, seconds - before.get(key, 0.0))
+        elapsed, self._at = (now - self._at if self._at is not None else 0.0), now
+        if not leaders or elapsed <= 0:
+            return {}
+        cores = each.cpu_milli / 1000 or len(os.sched_getaffinity(0))
+        total = each.memory_bytes or psutil.virtual_memory().total
+        return {
+            "CpuUtilizationPercentage": 100 * used / elapsed / cores / len(leaders),
+            "CpuMemoryUtilizationPercentage": 100 * memory / total / len(leaders),
+        }
+
+
+def _family(leader: int) -> list[psutil.Process]:
+    try:
+        first = psutil.Process(leader)
+        return [first, *first.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _read(process: psutil.Process) -> tuple[tuple[int, float], float, int] | None:
+    try:
+        with process.oneshot():
+            times = process.cpu_times()
+            return (process.pid, process.create_time()), times.user + times.system, process.memory_info().rss
+    except psutil.Error:
+        return None

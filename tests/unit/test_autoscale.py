@@ -1,0 +1,198 @@
+"""Rules, schedules and bounds that decide how many instances there are."""
+
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from core.errors import Invalid
+from serving.online.autoscale import SAMPLE_EVERY_MS, Autoscaler, bounds
+from serving.online.gauge import Gauge
+from serving.online.scale_document import rule_document, scale_settings, schedule_document
+from serving.online.spec import DeploymentSpec, ResourceAmounts, ScaleSettings
+
+CPU, CALLS = "CpuUtilizationPercentage", "ConcurrentRequestsPerInstance"
+OUT = {"condition": f"{CPU} > 70 avg 5m", "scale": "out 2"}
+IN = {"condition": f"{CPU} < 30 avg 5m", "scale": "in 1"}
+MINUTE = 60_000
+
+
+def settings(*rules: dict[str, Any], **more: Any) -> ScaleSettings:
+    return scale_settings(
+        {"type": "rules", "min_instances": 1, "max_instances": 5, "rules": list(rules) or [OUT, IN], **more}
+    )
+
+
+class Load:
+    """Time goes by under a load, and the autoscaler is asked at each measurement."""
+
+    def __init__(self, scale: ScaleSettings, current: int = 1) -> None:
+        self.scale, self.current, self.at, self.asked = scale, current, 0, Autoscaler()
+
+    def go_on(self, minutes: float, **values: float) -> int:
+        """`values` are those of one instance if there was one: more instances share them."""
+        for _ in range(int(minutes * MINUTE / SAMPLE_EVERY_MS)):
+            self.at += SAMPLE_EVERY_MS
+            self.asked.sample({name: value / self.current for name, value in values.items()}, self.at)
+            self.current = self.asked.wanted(self.scale, self.current, bounds(self.scale, 0), self.at)
+        return self.current
+
+
+def test_a_rule_that_is_met_over_its_window_scales_out() -> None:
+    load = Load(settings())
+    assert load.go_on(3, **{CPU: 95}) == 1, "not measured for long enough"
+    assert load.go_on(2, **{CPU: 95}) == 3
+    assert load.go_on(30, **{CPU: 95}) == 3, "31 % each is neither too much nor too little"
+
+
+def test_it_goes_to_the_most_and_no_further_and_rests_in_between() -> None:
+    load = Load(settings())
+    load.go_on(5, **{CPU: 900})
+    assert load.current == 3
+    assert load.go_on(3.5, **{CPU: 900}) == 3, "the rule's cooldown"
+    assert load.go_on(20, **{CPU: 900}) == 5
+
+
+def test_all_rules_that_scale_in_must_be_met() -> None:
+    calls_in = {"condition": f"{CALLS} < 1 avg 5m", "scale": "in 1"}
+    load = Load(settings(OUT, IN, calls_in), current=3)
+    assert load.go_on(30, **{CPU: 6, CALLS: 9}) == 3
+    assert load.go_on(30, **{CPU: 6, CALLS: 0}) == 1
+
+
+def test_it_does_not_scale_in_what_it_would_scale_out_again() -> None:
+    eager = {"condition": f"{CPU} < 60 avg 5m", "scale": "in 1"}
+    load = Load(settings(OUT, eager), current=2)
+    assert load.go_on(30, **{CPU: 100}) == 2, "50 % on two would be 100 % on one"
+    assert load.go_on(30, **{CPU: 60}) == 1
+
+
+def test_a_rule_can_name_the_number() -> None:
+    load = Load(settings({"condition": f"{CALLS} >= 4 max 1m", "scale": "to 4"}))
+    assert load.go_on(2, **{CALLS: 3}) == 1
+    assert load.go_on(2, **{CALLS: 4}) == 4
+
+
+def test_what_is_not_measured_changes_nothing() -> None:
+    load = Load(settings(), current=3)
+    assert load.go_on(30, **{CALLS: 0}) == 3
+
+
+def test_bounds_hold_without_any_measurement() -> None:
+    asked = Autoscaler()
+    assert asked.wanted(settings(min_instances=2), 1, (2, 5), 0) == 2
+    assert asked.wanted(settings(), 9, (1, 5), 0) == 5
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        ("2026-11-26T07:59:59+01:00", (1, 5)),
+        ("2026-11-26T08:00:00+01:00", (3, 10)),
+        ("2026-11-26T19:59:59+01:00", (3, 10)),
+        ("2026-11-26T20:00:00+01:00", (1, 5)),
+        ("2026-11-28T12:00:00+01:00", (1, 5)),  # a Saturday
+        ("2026-07-02T06:30:00+00:00", (3, 10)),  # summer time: half past eight there
+        ("2026-12-03T06:30:00+00:00", (1, 5)),  # winter: half past seven
+    ],
+)
+def test_a_schedule_follows_the_clock_of_its_place(at: str, expected: tuple[int, int]) -> None:
+    week = {
+        "days": ["mon", "Tuesday", "wed", "thu", "fri"],
+        "start": "08:00",
+        "end": "20:00",
+        "timezone": "Europe/Berlin",
+        "min_instances": 3,
+        "max_instances": 10,
+    }
+    scale = settings(OUT, schedules=[week])
+    now_ms = int(datetime.fromisoformat(at).astimezone(UTC).timestamp() * 1000)
+    assert bounds(scale, now_ms) == expected
+    assert scale.most == 10, "what must fit"
+
+
+def test_a_file_and_back() -> None:
+    night = {
+        "start": "00:00",
+        "end": "24:00",
+        "min_instances": 1,
+        "max_instances": 1,
+        "days": ["sun"],
+        "name": "x",
+    }
+    scale = settings(
+        OUT | {"cooldown": "PT1M"}, {"condition": f"{CPU}<=0.5 min 1h", "scale": "to 1"}, schedules=[night]
+    )
+    documents = [rule_document(each) for each in scale.rules]
+    assert documents[0] == OUT | {"cooldown": 60}
+    again = settings(*documents, schedules=[schedule_document(each) for each in scale.schedules])
+    assert again == scale
+    assert DeploymentSpec.from_json(DeploymentSpec("b", "script", scale=scale).to_json()).scale == scale
+
+
+@pytest.mark.parametrize(
+    ("document", "param", "says"),
+    [
+        ({"rules": [OUT | {"condition": "cpu high"}]}, "rules[0].condition", "expected e.g."),
+        ({"rules": [OUT | {"condition": "Heat > 70 avg 5m"}]}, "rules[0].condition", "no metric 'Heat'"),
+        ({"rules": [OUT | {"condition": f"{CPU} > 70 avg 2h"}]}, "rules[0].condition", "1m to 60m"),
+        ({"rules": [OUT, OUT | {"scale": "up 1"}]}, "rules[1].scale", '"out N"'),
+        ({"rules": [OUT | {"scale": "out 51"}]}, "rules[0].scale", "1 to 50"),
+        ({"rules": [OUT | {"cooldown": "soon"}]}, "rules[0].cooldown", "seconds"),
+        ({"rules": []}, "rules", "rules or schedules"),
+        ({"max_instances": 1, "min_instances": 2}, "max_instances", "below"),
+        ({"default_instances": 9}, "default_instances", "1 to 5"),
+        ({"type": "default"}, "rules", "needs type: rules"),
+        ({"type": "target_utilization"}, "rules", "needs type: rules"),
+    ],
+)
+def test_what_is_wrong_is_named(document: dict[str, Any], param: str, says: str) -> None:
+    given = {"type": "rules", "min_instances": 1, "max_instances": 5, "rules": [OUT]} | document
+    with pytest.raises(Invalid) as refused:
+        scale_settings(given)
+    assert refused.value.param == f"scale_settings.{param}" and says in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"start": 480}, "start"),
+        ({"start": "8:00"}, "start"),
+        ({"end": "24:01"}, "end"),
+        ({"end": "08:00"}, "end"),
+        ({"days": ["someday"]}, "days"),
+        ({"days": []}, "days"),
+        ({"timezone": "Mars/Olympus"}, "timezone"),
+        ({"timezone": "../etc/passwd"}, "timezone"),
+        ({"max_instances": 1}, "max_instances"),
+    ],
+)
+def test_what_is_wrong_with_a_schedule_is_named(change: dict[str, Any], param: str) -> None:
+    good = {"start": "08:00", "end": "20:00", "min_instances": 2, "max_instances": 3}
+    with pytest.raises(Invalid) as refused:
+        settings(OUT, schedules=[good, good | change])
+    assert refused.value.param == f"scale_settings.schedules[1].{param}"
+
+
+def test_the_gauge_tells_a_busy_process_from_an_idle_one() -> None:
+    busy = "import time\nbytearray(50_000_000)\nheld = bytearray(60_000_000)\nwhile True: pass"
+    idle = "import time\ntime.sleep(60)"
+    found = {}
+    for name, program in (("busy", busy), ("idle", idle)):
+        process = subprocess.Popen([sys.executable, "-c", program])
+        try:
+            gauge = Gauge()
+            asked = ResourceAmounts(cpu_milli=1000, memory_bytes=600_000_000)
+            assert gauge.measure([process.pid], asked) == {}, "the first turn has nothing to compare with"
+            time.sleep(1.5)
+            found[name] = gauge.measure([process.pid], asked)
+        finally:
+            process.kill()
+            process.wait()
+    assert found["busy"][CPU] > 20 > found["idle"][CPU]
+    memory = "CpuMemoryUtilizationPercentage"
+    assert found["busy"][memory] > found["idle"][memory] > 0
+    assert Gauge().measure([], ResourceAmounts()) == {}
