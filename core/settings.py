@@ -47,6 +47,9 @@ class Settings:
     start_timeout_s: int = 900  # a server that is not healthy by then has failed
     online_instances_max: int = 0  # quota of instances of online deployments together; 0: what fits
     online_model_max_bytes: int = 50 * 1024 * 1024 * 1024  # largest model that a deployment copies
+    collected_max_bytes: int = (
+        10 * 1024 * 1024 * 1024
+    )  # of payloads kept by data collectors; beyond, none is kept
     journal_max_bytes: int = 1024 * 1024 * 1024  # usage not yet on the ledger; calls are refused beyond
     minute_lateness_s: int = 60  # a usage minute closes this long after its end
     two_person_prices: int = 0  # 1: a changed price waits until a second admin key approves it
@@ -94,6 +97,11 @@ class Settings:
     @property
     def journal_path(self) -> Path:
         return self.home / "journal"
+
+    @property
+    def collected_path(self) -> Path:
+        """Where data collectors write."""
+        return self.home / "collected" / "modelDataCollector"
 
     @property
     def logs_path(self) -> Path:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from serving.online.collecting import Collecting
+
 if TYPE_CHECKING:
     from serving.model import Route
 
@@ -24,6 +26,7 @@ class Scoring:
     timeout_ms: int = 5_000  # a call that takes longer is answered 408
     each: int = 1  # calls that one instance takes at once
     instances: int = 1
+    collecting: Collecting | None = None  # payloads to keep
     hold_ms: int = 0  # with no instance: how long a call waits for one without being asked to
 
     @property

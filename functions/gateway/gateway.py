@@ -9,6 +9,7 @@ from msgspec import structs
 from core.errors import FareboxError, JournalFull, Unavailable
 from core.log import get_logger
 from functions.gateway.activity import Activity
+from functions.gateway.collector import Collector
 from functions.gateway.counting import COUNT_S, Counting
 from functions.gateway.deadlines import Deadlines
 from functions.gateway.dependencies import GatewayDependencies
@@ -75,6 +76,7 @@ class Gateway:
         self.outcomes = Outcomes(dependencies.clock)
         self.pending = Pending()
         self.mirrors = Mirrors(self)
+        self.collector = Collector(settings.collected_path, "gateway-1", settings.collected_max_bytes)
         self.free_calls = 0
         self.in_flight = 0
         self.draining = False
@@ -100,6 +102,7 @@ class Gateway:
         self.interrupt_fast_calls()
         await self._until_idle(_SETTLE_S)
         await self.mirrors.close()
+        await asyncio.to_thread(self.collector.close)
         for task in self._tasks:
             task.cancel()
         if self._tasks:

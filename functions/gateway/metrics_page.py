@@ -39,6 +39,18 @@ def add_metrics(app: FastAPI, gateway: Gateway) -> None:
         return Response("".join(lines), headers={"content-type": CONTENT_TYPE, "cache-control": "no-store"})
 
 
+def _collected(gateway: Gateway) -> Iterable[Family]:
+    for name, text, figures in (
+        ("collected", "Payloads that data collectors kept", gateway.collector.kept),
+        ("collected_left_out", "Payloads that could not be kept", gateway.collector.left_out),
+    ):
+        samples: list[Sample] = [
+            ("", (("endpoint", endpoint), ("deployment", deployment)), count)
+            for (endpoint, deployment), count in list(figures.items())
+        ]
+        yield Family(f"farebox_gateway_{name}_total", "counter", text, samples)
+
+
 def _state(gateway: Gateway) -> Iterable[Family]:
     yield _gauge("in_flight", "Calls being served", gateway.in_flight)
     yield _gauge("free_calls_in_flight", "Calls that cost nothing being served", gateway.free_calls)
@@ -50,6 +62,7 @@ def _state(gateway: Gateway) -> Iterable[Family]:
     )
     yield from _servers(gateway)
     yield from comparison_families(gateway.mirrors.comparisons())
+    yield from _collected(gateway)
     yield _gauge("held_pico_dollars", "Money reserved under budgets", gateway.limits.held_pico())
     events, size = gateway.journal.depth()
     yield _gauge("journal_events", "Usage events that wait to be durable", events)

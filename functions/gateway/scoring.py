@@ -12,6 +12,7 @@ from core.errors import FareboxError, NotFound, Timeout
 from core.ids import new_id
 from functions.gateway.balancing import Server
 from functions.gateway.call import MeteredCall
+from functions.gateway.collector import Payload
 from functions.gateway.exchange import Exchange, Receive, Scope, Send
 from functions.gateway.hot import HotRoutes, authenticate, route_name, unknown_model
 from functions.gateway.places import QueueRefused
@@ -29,6 +30,7 @@ from functions.gateway.traffic import choose
 from functions.gateway.upstream import MAX_ERROR_BYTES, Answer, ServerGone, read_answer, server_of
 from metering.model import Status
 from serving.model import Route
+from serving.online.collecting import Collecting
 from serving.traffic import Scoring
 
 if TYPE_CHECKING:
@@ -118,7 +120,7 @@ def _server_path(route: Route, method: str, path: str) -> str:
 class ScoringCall(MeteredCall):
     """A scoring call that passed every check."""
 
-    __slots__ = ("_began", "_method", "_path", "_payload", "_scoring")
+    __slots__ = ("_answered", "_began", "_collecting", "_method", "_path", "_payload", "_scoring")
 
     def __init__(
         self,
@@ -133,6 +135,9 @@ class ScoringCall(MeteredCall):
         super().__init__(gateway, exchange, record)
         self._scoring, self._method, self._path, self._payload = scoring, method, path, body
         self._began = 0.0
+        self._answered: tuple[bytes, bytes] | None = None  # content type and body, where it is to be kept
+        wanted = scoring.collecting
+        self._collecting = wanted if wanted is not None and gateway.collector.chosen(wanted) else None
         # Counted from here, not from `run`: nothing may come between the check and the count.
         gateway.pending.begin(record.route.deployment_id)
 
@@ -145,6 +150,31 @@ class ScoringCall(MeteredCall):
             await super().run()
         finally:
             self._gateway.pending.end(self._record.route.deployment_id)
+            if self._collecting is not None:
+                self._collect(self._collecting)
+
+    def _collect(self, wanted: Collecting) -> None:
+        """Hand to the collector what was sent, and what was answered; a stream's answer is not kept."""
+        if wanted.request:
+            self._offer(wanted, "request", self._exchange.headers.get(b"content-type", b""), self._payload)
+        if wanted.response and self._answered is not None:
+            self._offer(wanted, "response", *self._answered)
+
+    def _offer(self, wanted: Collecting, collection: str, kind: bytes, body: bytes) -> None:
+        record, exchange = self._record, self._exchange
+        self._gateway.collector.offer(
+            Payload(
+                record.route.endpoint_name,
+                self._scoring.deployment,
+                collection,
+                wanted.rolling,
+                record.received_ms,
+                exchange.request_id,
+                exchange.client_request_id.decode("latin-1"),
+                kind.decode("latin-1"),
+                body,
+            )
+        )
 
     def head_for(self, url: str, path: str, request_id: str) -> bytes:
         """The head of the request as the server at `url` gets it."""
@@ -218,6 +248,7 @@ class ScoringCall(MeteredCall):
             body = await read_answer(answer, MAX_WHOLE_BYTES)
             if record.copy is not None:
                 record.copy.answer = body
+            self._answered = (kind, body)
             await self._settle("completed", answer.status)
             await exchange.answer(answer.status, body, headers, kind)
             return
@@ -233,6 +264,7 @@ class ScoringCall(MeteredCall):
         """Whatever the server answered but a success: 424, with its own words and status."""
         body = await read_answer(answer, MAX_ERROR_BYTES)
         kind = answer.headers.get(b"content-type", b"text/plain")
+        self._answered = (kind, body)
         await self._settle("error", 424)
         await self._exchange.answer(
             424, body, [*answer_headers(answer.headers), *model_error(answer.status, body)], kind

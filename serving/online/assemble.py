@@ -14,6 +14,7 @@ from typing import Any
 from core.errors import Invalid
 from serving.endpoints import check_name, check_tags
 from serving.online import quantities
+from serving.online.collecting import collecting
 from serving.online.references import Reference, name_and_version, parse_reference
 from serving.online.scale_document import scale_settings
 from serving.online.spec import (
@@ -405,6 +406,10 @@ def _check_timeout(spec: DeploymentSpec) -> None:
 
 def _note_local(document: Document, made: Assembled) -> None:
     spec, notes = made.spec, made.notes
+    collected, said = collecting(spec.data_collector)
+    notes += said
+    if collected is not None and spec.kind == "catalog":
+        notes.append("data_collector: calls to /score are collected, those in OpenAI's format are not")
     if document.get("instance_type") and spec.instance_type != INSTANCE_TYPE:
         notes.append("instance_type: instances are processes on this machine")
     if spec.egress_public_network_access == "disabled":

@@ -8,6 +8,7 @@ from catalog.store import find_model
 from serving import store as servers
 from serving.model import Endpoint, Route, Tariff
 from serving.online import store
+from serving.online.collecting import collecting
 from serving.online.model import OnlineDeployment
 from serving.online.spec import DeploymentSpec
 from serving.traffic import Scoring, Split
@@ -96,6 +97,7 @@ def _scoring(deployment: OnlineDeployment, model: ModelSpec | None) -> Scoring:
     return Scoring(
         deployment=deployment.name,
         path=_path(spec),
+        collecting=collecting(spec.data_collector)[0],
         any_path=spec.kind == "command",
         timeout_ms=settings.request_timeout_ms,
         each=each,
