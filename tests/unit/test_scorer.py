@@ -31,13 +31,17 @@ class Scorer:
         (folder / "score.py").write_text(script)
         command = [sys.executable, "-m", "farebox_scorer", "--entry-script", str(folder / "score.py")]
         self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), *options],
+            self.start([*command, "--port", str(self.port), *options]),
             env={**os.environ, "PYTHONPATH": str(SCORER), **environ},
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         self.url = f"http://127.0.0.1:{self.port}"
+
+    def start(self, command: list[str]) -> list[str]:
+        """What is run; tests with other bounds run it otherwise."""
+        return command
 
     def wait(self) -> "Scorer":
         deadline = time.monotonic() + 20

@@ -19,12 +19,19 @@ from farebox_scorer import api
 from farebox_scorer.script import ScriptError, UserScript
 
 MAX_BODY = 100 * 1024 * 1024
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_LONG_LIVED_S, _PAUSE_S, _LONGEST_PAUSE_S = 10, 0.5, 30  # of workers that die, and pauses before others
 
 
 def main():
     """See the module."""
-    options = _parser().parse_args()
-    logging.basicConfig(level=os.environ.get("AZUREML_LOG_LEVEL", "INFO").upper(), stream=sys.stdout)
+    try:
+        options = _parser().parse_args()
+        options.timeout_ms = _whole("SCORING_TIMEOUT_MS", 3600000)
+        logging.basicConfig(level=_log_level(), stream=sys.stdout)
+    except ValueError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 2
     if options.worker_count > 1:
         return _many(options)
     return _serve(options)
@@ -40,11 +47,26 @@ def _parser():
     parser.add_argument("--model-dir", default=environ.get("AZUREML_MODEL_DIR", ""), metavar="DIR")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5001)
-    parser.add_argument("--worker-count", type=int, default=int(environ.get("WORKER_COUNT", "1")))
+    parser.add_argument("--worker-count", type=int, default=_whole("WORKER_COUNT", 1))
     parser.add_argument(
         "--access-control-allow-origins", default=environ.get("AML_CORS_ORIGINS", ""), metavar="LIST"
     )
     return parser
+
+
+def _whole(variable, default):
+    """A whole number from the environment; ValueError says what is wrong with it."""
+    text = os.environ.get(variable, "").strip() or str(default)
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**9:
+        raise ValueError(f"{variable}: expected a whole number of one or more, got {text[:40]!r}")
+    return int(text)
+
+
+def _log_level():
+    text = os.environ.get("AZUREML_LOG_LEVEL", "").strip().upper() or "INFO"
+    if text not in _LEVELS:
+        raise ValueError(f"AZUREML_LOG_LEVEL: expected one of {', '.join(_LEVELS)}, got {text[:40]!r}")
+    return text
 
 
 def _serve(options):
@@ -84,8 +106,7 @@ def _listen(options, script):
     sock.bind((options.host, options.port))
     root = os.environ.get("AML_APP_ROOT") or os.path.dirname(os.path.abspath(options.entry_script or "."))
     origins = [each.strip() for each in options.access_control_allow_origins.split(",") if each.strip()]
-    timeout_s = int(os.environ.get("SCORING_TIMEOUT_MS", "3600000")) / 1000
-    server = Server(script, root, origins=origins, timeout_s=timeout_s, max_body=MAX_BODY)
+    server = Server(script, root, origins=origins, timeout_s=options.timeout_ms / 1000, max_body=MAX_BODY)
     try:
         import uvloop
     except ImportError:
@@ -98,24 +119,48 @@ def _many(options):
     """Several processes on one port; one that dies is started again, but not one whose script cannot serve."""
     environ = {**os.environ, "FAREBOX_SCORER_WORKER": "1", "WORKER_COUNT": "1"}
     command = [sys.executable, "-m", "farebox_scorer", *_without_count(sys.argv[1:]), "--worker-count", "1"]
-    workers = [subprocess.Popen(command, env=environ) for _ in range(options.worker_count)]
+    workers = [_Worker(command, environ) for _ in range(options.worker_count)]
     stopping = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.append(1))
     status = 0
     while not stopping and not status:
         time.sleep(0.2)
-        for index, worker in enumerate(workers):
-            code = worker.poll()
-            if code in (3, 4, 5):
+        for worker in workers:
+            code = worker.look()
+            if code in (2, 3, 4, 5):
                 status = code
-            elif code is not None and not stopping:
-                workers[index] = subprocess.Popen(command, env=environ)
     for worker in workers:
-        worker.terminate()
+        worker.process.terminate()
     for worker in workers:
-        worker.wait()
+        worker.process.wait()
     return status
+
+
+class _Worker:
+    """A process that is started again when it dies; after a longer pause each time that it did not live long."""
+
+    def __init__(self, command, environ):
+        self._command, self._environ = command, environ
+        self._deaths, self._again_at = 0, None
+        self._start()
+
+    def _start(self):
+        self._began, self._again_at = time.monotonic(), None
+        self.process = subprocess.Popen(self._command, env=self._environ)
+
+    def look(self):
+        """Its exit status when it has just died, else None."""
+        now = time.monotonic()
+        if self._again_at is not None:
+            if now >= self._again_at:
+                self._start()
+            return None
+        code = self.process.poll()
+        if code is not None:
+            self._deaths = 0 if now - self._began >= _LONG_LIVED_S else self._deaths + 1
+            self._again_at = now + min(_PAUSE_S * 2 ** max(0, self._deaths - 1), _LONGEST_PAUSE_S)
+        return code
 
 
 def _without_count(arguments):

@@ -21,7 +21,11 @@ from farebox_scorer.script import Answer, BadInput
 MAX_HEAD = 64 * 1024
 MAX_WAITING = 1000  # calls that wait for the script; more are told to come again
 MAX_ID = 100
+MAX_CONNECTIONS = 4096
+MAX_HELD = 512 * 1024 * 1024  # bytes of bodies that are read or wait, of all connections
 IDLE_S = 75.0
+READ_S = 300.0  # a request must have arrived after so long, however slowly
+DRAIN_S = 180.0  # after SIGTERM: the longest time that a call may take on the platform
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large",
             415: "Unsupported Media Type", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
             503: "Service Unavailable"}  # fmt: skip
@@ -64,6 +68,7 @@ class Server:
         self.timeout_s, self.max_body = timeout_s, max_body
         self.runner = None
         self.connections = set()
+        self.held = 0  # bytes
         self.stopping = False
 
     async def run(self, sock):
@@ -81,7 +86,8 @@ class Server:
         server.close()
         for connection in list(self.connections):
             connection.close_if_idle()
-        while self.connections and any(each.busy for each in self.connections):  # noqa: ASYNC110  seldom
+        until = loop.time() + DRAIN_S
+        while any(each.busy for each in self.connections) and loop.time() < until:  # noqa: ASYNC110  seldom
             await asyncio.sleep(0.02)
 
     def headers_of(self, ids, extra=()):
@@ -100,7 +106,10 @@ class Connection:
         self._transport = None
         self._queue = []  # complete requests that wait for their turn
         self.busy = False
-        self._timer = None
+        self._paused = False  # the caller does not read its answers
+        self._timer = self._reading = None
+        self._held = 0  # of the server's: by what is read, waits or runs
+        self._running = 0  # of these, by the request that is answered now
         self._ids, self._cors, self._keep_alive = (), "", True
         self._in_head, self._unfinished = False, 0
         self._reset()
@@ -108,11 +117,14 @@ class Connection:
     def _reset(self):
         self._url, self._headers, self._body, self._size = b"", [], [], 0
         self._head = 0
-        self._too_large = False
+        self._too_large = self._too_much = False
 
     # -- the transport --
 
     def connection_made(self, transport):
+        if len(self._server.connections) >= MAX_CONNECTIONS:
+            transport.abort()
+            return
         self._transport = transport
         self._server.connections.add(self)
         self._rest()
@@ -120,9 +132,14 @@ class Connection:
     def connection_lost(self, exc):
         self._server.connections.discard(self)
         self._cancel_timer()
+        self._read()
+        self._queue.clear()
+        self._hold(self._running - self._held)  # the script still has what it was given
         self._transport = None
 
     def data_received(self, data):
+        if self._transport is None:
+            return  # one connection too many
         self._cancel_timer()
         unfinished = self._in_head
         try:
@@ -147,10 +164,12 @@ class Connection:
         return None
 
     def pause_writing(self):
-        pass
+        self._paused = True
 
     def resume_writing(self):
-        pass
+        self._paused = False
+        if not self.busy:
+            self._next()
 
     def close_if_idle(self):
         if not self.busy and not self._queue and self._transport is not None:
@@ -163,6 +182,20 @@ class Connection:
         if self._transport is not None and not self.busy:
             self._transport.close()
 
+    def _too_slow(self):
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _read(self):
+        """The request is whole, or none is read any more."""
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _hold(self, more):
+        self._held += more
+        self._server.held += more
+
     def _cancel_timer(self):
         if self._timer is not None:
             self._timer.cancel()
@@ -173,6 +206,8 @@ class Connection:
     def on_message_begin(self):
         self._reset()
         self._in_head, self._unfinished = True, 0
+        self._read()
+        self._reading = self._loop.call_later(READ_S, self._too_slow)
 
     def on_url(self, url):
         self._url += url
@@ -203,22 +238,39 @@ class Connection:
         ):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    def on_chunk_header(self):
+        # Behind the last chunk come trailers; one without end is kept by the parser, like a header.
+        self._in_head, self._unfinished = True, 0
+
+    def on_chunk_complete(self):
+        self._in_head = False
+
     def on_body(self, body):
+        self._in_head = False
         self._size += len(body)
         if self._size > self._server.max_body:
             self._too_large = True
-            self._body = []
-        elif not self._too_large:
+            self._drop_body()
+        elif self._server.held + len(body) > MAX_HELD:
+            self._too_much = True
+            self._drop_body()
+        elif not self._too_large and not self._too_much:
             self._body.append(body)
+            self._hold(len(body))
+
+    def _drop_body(self):
+        self._hold(-sum(map(len, self._body)))
+        self._body = []
 
     def on_message_complete(self):
+        self._read()
         parser = self._parser
         parsed = httptools.parse_url(self._url) if self._url else None
         path = (parsed.path or b"/").decode("latin-1") if parsed else "/"
         query = (parsed.query or b"").decode("latin-1") if parsed else ""
         request = (
             parser.get_method().decode(), path, query, Headers(self._headers), b"".join(self._body),
-            parser.should_keep_alive(), self._too_large,
+            parser.should_keep_alive(), self._too_large, self._too_much,
         )  # fmt: skip
         self._queue.append(request)
         if self.busy:
@@ -230,11 +282,11 @@ class Connection:
     # -- requests --
 
     def _next(self):
-        if not self._queue or self._transport is None:
+        if not self._queue or self._transport is None or self._paused:
             return
-        method, path, query, headers, body, keep_alive, too_large = self._queue.pop(0)
+        method, path, query, headers, body, keep_alive, too_large, too_much = self._queue.pop(0)
         self._transport.resume_reading()
-        self.busy = True
+        self.busy, self._running = True, len(body)
         self._keep_alive = keep_alive and not self._server.stopping and not too_large
         given, older = headers.get("x-request-id", ""), headers.get("x-ms-request-id", "")
         client = headers.get("x-ms-client-request-id", "") or older
@@ -246,6 +298,10 @@ class Connection:
             self._fail(431, f"request ids may have {MAX_ID} characters")
         elif too_large:
             self._fail(413, f"the request body is larger than {self._server.max_body} bytes")
+        elif too_much:
+            self._fail(
+                503, "the bodies of all calls together are too large; try again", [("retry-after", "1")]
+            )
         else:
             self._route(method, path, query, headers, body)
 
@@ -331,6 +387,8 @@ class Connection:
         self._finish(Answer(json.dumps({"message": message[:4000]}).encode(), status), more)
 
     def _finish(self, answer, more=()):
+        self._hold(-self._running)
+        self._running = 0
         if self._transport is None:
             self.busy = False
             return
