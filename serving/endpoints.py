@@ -178,3 +178,27 @@ def delete_endpoint(connection: Connection, endpoint: Endpoint, now_ms: int) -> 
     """
     store.mark_endpoint_deleted(connection, endpoint, max(now_ms, endpoint.created_ms))
     announce_state(connection, replace(endpoint, state="Deleted"), endpoint.state, now_ms)
+
+
+def suspend_endpoint(connection: Connection, endpoint: Endpoint, now_ms: int) -> Endpoint:
+    """Have calls refused until it is reinstated; calls under way go on. Its minutes are billed: URL and keys stay.
+
+    A second time changes nothing.
+    """
+    return _become(connection, endpoint, "Suspended", now_ms)
+
+
+def reinstate_endpoint(connection: Connection, endpoint: Endpoint, now_ms: int) -> Endpoint:
+    """Let it be called again."""
+    return _become(connection, endpoint, "Online", now_ms)
+
+
+def _become(connection: Connection, endpoint: Endpoint, state: EndpointState, now_ms: int) -> Endpoint:
+    if endpoint.state not in ("Online", "Suspended"):
+        raise Conflict(f"the endpoint {endpoint.name!r} is {endpoint.state}", code="wrong_state")
+    if endpoint.state == state:
+        return endpoint
+    store.set_endpoint_state(connection, endpoint, state, now_ms)
+    changed = replace(endpoint, state=state)
+    announce_state(connection, changed, endpoint.state, now_ms)
+    return changed

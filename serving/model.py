@@ -51,6 +51,7 @@ class Route:
         None  # of an online endpoint: the deployment is still to be chosen, and nothing else counts
     )
     private: bool = False  # callers in private networks only
+    suspended: bool = False  # calls are refused
 
     @property
     def refs(self) -> tuple[str, ...]:

@@ -90,12 +90,14 @@ def list_routes(
         for endpoint in found
     )
     return [
-        route for route in routes if route is not None and (route.split is None or route.split.speaks_openai)
+        route
+        for route in routes
+        if route is not None and not route.suspended and (route.split is None or route.split.speaks_openai)
     ]
 
 
 def _route(connection: Connection, endpoint: Endpoint) -> Route | None:
-    if endpoint.state != "Online":
+    if endpoint.state not in ("Online", "Suspended"):
         return None
     model = find_model(connection, endpoint.model_id)
     if model is None:
@@ -121,6 +123,7 @@ def _route(connection: Connection, endpoint: Endpoint) -> Route | None:
             Tariff(p.starts_ms, p.unit_prices) for p in tariffs(connection, spec.id, endpoint.org_id)
         ),
         max_parallel=spec.engine.parallel,
+        suspended=endpoint.state == "Suspended",
     )
 
 

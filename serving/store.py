@@ -11,7 +11,15 @@ from sqlalchemy.exc import IntegrityError
 from catalog.store import find_model
 from core.changes import record_change
 from core.ids import new_id
-from serving.model import LIVE_REPLICA_STATES, Deployment, Endpoint, EndpointKind, EndpointLifeRow, Replica
+from serving.model import (
+    LIVE_REPLICA_STATES,
+    Deployment,
+    Endpoint,
+    EndpointKind,
+    EndpointLifeRow,
+    EndpointState,
+    Replica,
+)
 from serving.online.tables import online_deployments
 from serving.tables import deployments, endpoints, replicas
 
@@ -81,6 +89,12 @@ def mark_endpoint_deleted(connection: Connection, endpoint: Endpoint, now_ms: in
     )
     record_change(connection, "endpoint", endpoint.id, now_ms)
     record_change(connection, "deployment", endpoint.deployment_id, now_ms)
+
+
+def set_endpoint_state(connection: Connection, endpoint: Endpoint, state: EndpointState, now_ms: int) -> None:
+    """Write another state of a living endpoint."""
+    connection.execute(update(endpoints).where(endpoints.c.id == endpoint.id).values(state=state))
+    record_change(connection, "endpoint", endpoint.id, now_ms)
 
 
 def endpoint_lives(connection: Connection, *, alive_after_ms: int = 0) -> list[EndpointLifeRow]:

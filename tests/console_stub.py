@@ -242,6 +242,8 @@ def contract() -> dict[tuple[str, str], list[Answer]]:
         ("GET", endpoint): page(ENDPOINT),
         ("GET", f"{endpoint}/my-chat"): ENDPOINT,
         ("DELETE", f"{endpoint}/my-chat"): ENDPOINT | {"state": "Deleted"},
+        ("POST", f"{endpoint}/my-chat/suspend"): ENDPOINT | {"state": "Suspended"},
+        ("POST", f"{endpoint}/my-chat/reinstate"): ENDPOINT,
         ("POST", f"{endpoint}/my-chat/list-keys"): {"primaryKey": PRIMARY, "secondaryKey": SECONDARY},
         ("POST", f"{endpoint}/my-chat/regenerate-keys"): {"primaryKey": PRIMARY, "secondaryKey": SECONDARY},
         ("GET", "/api/instance-prices"): {"data": [INSTANCE_PRICE], "next": None},

@@ -47,6 +47,8 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("GET", "/api/serverless-endpoints"): ADMIN,
     ("GET", "/api/serverless-endpoints/{name}"): ADMIN,
     ("DELETE", "/api/serverless-endpoints/{name}"): ADMIN,
+    ("POST", "/api/serverless-endpoints/{name}/suspend"): ADMIN,
+    ("POST", "/api/serverless-endpoints/{name}/reinstate"): ADMIN,
     ("POST", "/api/serverless-endpoints/{name}/list-keys"): ADMIN,
     ("POST", "/api/serverless-endpoints/{name}/regenerate-keys"): ADMIN,
     ("GET", "/api/serverless-endpoints/{name}/logs"): ADMIN,

@@ -1,6 +1,6 @@
 """Serverless endpoints: a stable URL with two keys in front of a catalog model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 from fastapi import Query, Request, status
@@ -9,14 +9,22 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
 from access import store as access_store
+from access.model import Principal
 from catalog.store import find_model
+from core.audit import record_audit
 from core.clock import iso
 from functions.console.addresses import base_address, openai_base_url, scoring_uri
-from functions.console.dependencies import Deps
+from functions.console.dependencies import Caller, ConsoleDependencies, Deps
 from functions.console.deployments import DeploymentOut, deployment_of
 from functions.console.routing import console_router
 from functions.console.shapes import After, Input, Limit, Page, Text, page
-from serving.endpoints import create_serverless, delete_endpoint, get_endpoint
+from serving.endpoints import (
+    create_serverless,
+    delete_endpoint,
+    get_endpoint,
+    reinstate_endpoint,
+    suspend_endpoint,
+)
 from serving.model import Endpoint, LiveStatus
 from serving.store import list_endpoints
 
@@ -137,6 +145,18 @@ def delete_serverless_endpoint(name: str, request: Request, deps: Deps) -> Endpo
     return shown.model_copy(update={"state": "Deleted"})
 
 
+@router.post("/serverless-endpoints/{name}/suspend", summary="Suspend a serverless endpoint")
+def suspend_serverless_endpoint(name: str, caller: Caller, request: Request, deps: Deps) -> EndpointOut:
+    """Calls get 403 with code `endpoint_suspended` until it is reinstated; its minutes go on being billed."""
+    return _change_state(name, suspend_endpoint, "endpoint.suspend", caller, request, deps)
+
+
+@router.post("/serverless-endpoints/{name}/reinstate", summary="Reinstate a serverless endpoint")
+def reinstate_serverless_endpoint(name: str, caller: Caller, request: Request, deps: Deps) -> EndpointOut:
+    """It can be called again, with the same keys."""
+    return _change_state(name, reinstate_endpoint, "endpoint.reinstate", caller, request, deps)
+
+
 @router.post("/serverless-endpoints/{name}/list-keys", summary="Show the keys of a serverless endpoint")
 def list_endpoint_keys(name: str, deps: Deps) -> EndpointKeysOut:
     """Both keys, in clear."""
@@ -172,6 +192,31 @@ def get_logs(
             f"{found.model_id} runs on an attached server, {model.spec.engine.url}: look for its log there\n"
         )
     return PlainTextResponse(deps.runtime.tail_log(found.deployment_id, lines))
+
+
+def _change_state(
+    name: str,
+    change: Callable[[Connection, Endpoint, int], Endpoint],
+    deed: str,
+    caller: Principal,
+    request: Request,
+    deps: ConsoleDependencies,
+) -> EndpointOut:
+    now_ms, live = deps.clock.now_ms(), deps.runtime.status()
+    with deps.db.begin() as connection:
+        found = get_endpoint(connection, name)
+        changed = change(connection, found, now_ms)
+        if changed.state != found.state:
+            record_audit(
+                connection,
+                now_ms=now_ms,
+                actor=caller.key_id,
+                action=deed,
+                object_id=found.id,
+                org_id=found.org_id,
+                detail={"name": found.name},
+            )
+        return _endpoint(connection, changed, live, base_address(request, deps.settings))
 
 
 def _endpoint(

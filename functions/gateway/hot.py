@@ -154,7 +154,7 @@ def warm_call(
     if not model and not endpoint_name:
         return None
     route = gateway.lookups.routes.peek(route_name(principal, endpoint_name, model))
-    if route is None or route.private:  # the slow lane knows where the caller is
+    if route is None or route.private or route.suspended:  # the slow lane knows where the caller is
         return None
     shadow = None
     if route.split is not None:

@@ -35,7 +35,12 @@ class Reach:
             )
 
     def check_endpoint(self, route: Route, address: str) -> None:
-        """Forbidden when the endpoint is private and the caller is not in a private network."""
+        """Forbidden when the endpoint is suspended, or private and the caller is not in a private network."""
+        if route.suspended:
+            raise Forbidden(
+                f"The endpoint `{route.endpoint_name}` is suspended; who manages it can reinstate it.",
+                code="endpoint_suspended",
+            )
         if route.private and address not in self._private:
             raise Forbidden(
                 f"The endpoint `{route.endpoint_name}` has public_network_access: disabled; it answers callers in "

@@ -123,6 +123,14 @@ class ServerlessEndpoints(Resource):
         """Its keys stop working and its minutes stop being billed."""
         return cast(ServerlessEndpoint, self._transport.json("DELETE", self._path(name)))
 
+    def suspend(self, name: str) -> ServerlessEndpoint:
+        """Have its calls refused; its minutes go on."""
+        return cast(ServerlessEndpoint, self._transport.json("POST", self._path(name) + "/suspend"))
+
+    def reinstate(self, name: str) -> ServerlessEndpoint:
+        """Let it be called again."""
+        return cast(ServerlessEndpoint, self._transport.json("POST", self._path(name) + "/reinstate"))
+
     def get_keys(self, name: str) -> EndpointKeys:
         return cast(EndpointKeys, self._transport.json("POST", self._path(name) + "/list-keys"))
 

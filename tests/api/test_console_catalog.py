@@ -140,6 +140,18 @@ def test_an_endpoint_from_creation_to_deletion(console: ConsolePlatform) -> None
     assert again.json()["code"] == "model_not_found"
 
 
+def test_an_endpoint_is_suspended_and_reinstated(console: ConsolePlatform) -> None:
+    console.add_model()
+    console.project()
+    name = console.post("/api/serverless-endpoints", name="my-chat", model="acme/mock-chat")["name"]
+    for verb, state in (("suspend", "Suspended"), ("suspend", "Suspended"), ("reinstate", "Online")):
+        assert console.post(f"/api/serverless-endpoints/{name}/{verb}")["state"] == state
+        assert console.get(f"/api/serverless-endpoints/{name}")["state"] == state
+    deeds = [line["action"] for line in console.get("/api/audit?limit=10")["data"]]
+    assert sorted(deeds) == ["endpoint.reinstate", "endpoint.suspend"], "the second time changed nothing"
+    assert console.client.post("/api/serverless-endpoints/none/suspend").status_code == 404
+
+
 def test_the_keys_of_an_endpoint(console: ConsolePlatform) -> None:
     console.add_model()
     made = console.post("/api/serverless-endpoints", name="my-chat", model="acme/mock-chat")

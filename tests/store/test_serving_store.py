@@ -12,7 +12,13 @@ from core.clock import MINUTE_MS, minute_floor
 from core.database import Database
 from core.errors import Conflict, NotFound
 from serving import store
-from serving.endpoints import create_serverless, delete_endpoint, get_endpoint
+from serving.endpoints import (
+    create_serverless,
+    delete_endpoint,
+    get_endpoint,
+    reinstate_endpoint,
+    suspend_endpoint,
+)
 from serving.model import Endpoint, LiveStatus, Replica
 from serving.routes import list_routes, resolve
 from serving.tables import endpoints
@@ -193,7 +199,7 @@ def test_several_attached_servers_and_their_places(filled: Database) -> None:
     assert (route.urls, route.max_parallel) == (("http://a", "http://b"), 7)
 
 
-@pytest.mark.parametrize("state", ["Suspended", "Deleting", "Creating"])
+@pytest.mark.parametrize("state", ["Deleting", "Creating"])
 def test_no_route_to_what_is_not_online(filled: Database, state: str) -> None:
     made = _create(filled, "chat")
     second = _create(filled, "second", at=NOW + 1)
@@ -207,6 +213,27 @@ def test_no_route_to_what_is_not_online(filled: Database, state: str) -> None:
         assert resolve(connection, "second", project_id="proj_1") is None
     assert by_model is not None
     assert by_model.endpoint_id == second.id, "the oldest one that answers"
+
+
+def test_a_suspended_endpoint_is_known_but_not_chosen(filled: Database) -> None:
+    made = _create(filled, "chat")
+    second = _create(filled, "second", at=NOW + 1)
+    with filled.begin() as connection:
+        changed = suspend_endpoint(connection, made, NOW + 2)
+        assert suspend_endpoint(connection, changed, NOW + 3) == changed
+        named = resolve(connection, "chat", project_id="proj_1")
+        assert named is not None and named.suspended
+        by_model = resolve(connection, CHAT.id, project_id="proj_1")
+        assert by_model is not None and by_model.endpoint_id == second.id
+        assert [each.endpoint_id for each in list_routes(connection, project_id="proj_1")] == [second.id]
+        lives = [life.endpoint_id for life in store.endpoint_lives(connection)]
+        assert made.id in lives, "URL and keys stay, and so does the fee"
+        reinstate_endpoint(connection, changed, NOW + 4)
+        named = resolve(connection, "chat", project_id="proj_1")
+        assert named is not None and not named.suspended
+        delete_endpoint(connection, second, NOW + 9)
+        with pytest.raises(Conflict, match="Deleted"):
+            suspend_endpoint(connection, replace(second, state="Deleted"), NOW + 10)
 
 
 def test_only_ready_replicas_are_routed_to(filled: Database) -> None:

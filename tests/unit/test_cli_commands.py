@@ -139,6 +139,18 @@ COMMANDS: list[tuple[str, list[str], Any, tuple[str, str, Any]]] = [
             },
         ),
     ),
+    (
+        "serverless-endpoint suspend my-chat",
+        ["Suspended my-chat"],
+        ENDPOINT | {"state": "Suspended"},
+        ("POST", f"{ENDPOINTS}/my-chat/suspend", None),
+    ),
+    (
+        "serverless-endpoint reinstate my-chat",
+        ["Reinstated my-chat"],
+        ENDPOINT,
+        ("POST", f"{ENDPOINTS}/my-chat/reinstate", None),
+    ),
     ("serverless-endpoint list", ["my-chat", "Online", "ready"], page(ENDPOINT), ("GET", ENDPOINTS, {})),
     (
         "serverless-endpoint show my-chat",

@@ -183,6 +183,26 @@ def endpoint_delete(state: State, name: str, yes: bool) -> None:
     print_done(state, answer, f"Deleted {name}.")
 
 
+@serverless_endpoint.command("suspend", examples=["farebox serverless-endpoint suspend my-qwen"])
+@click.argument("name")
+@pass_state
+def endpoint_suspend(state: State, name: str) -> None:
+    """Refuse calls until it is reinstated. URL and keys stay, so its minutes go on being billed."""
+    with _suggesting_endpoint(state, name):
+        answer = state.client.serverless_endpoints.suspend(name)
+    print_done(state, answer, f"Suspended {name}.")
+
+
+@serverless_endpoint.command("reinstate", examples=["farebox serverless-endpoint reinstate my-qwen"])
+@click.argument("name")
+@pass_state
+def endpoint_reinstate(state: State, name: str) -> None:
+    """Let a suspended endpoint be called again."""
+    with _suggesting_endpoint(state, name):
+        answer = state.client.serverless_endpoints.reinstate(name)
+    print_done(state, answer, f"Reinstated {name}.")
+
+
 @serverless_endpoint.command(
     "get-credentials",
     examples=[
