@@ -9,6 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# httpx imports this with its first call, and pytest rewrites its assertions: parsed while another thread parses
+# something too, that fails with "AST constructor recursion depth mismatch" (CPython 3.11, issue 106905).
+import anyio._backends._asyncio  # noqa: F401
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
