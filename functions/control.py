@@ -13,7 +13,9 @@ def control_app(control: Control) -> Any:
     The socket is in a folder only this user can enter; nothing of `/internal` is reachable through the gateway.
     """
     console = create_console(control.console)
-    internal = create_internal(control.runtime, control.console, control.tokens)
+    internal = create_internal(
+        control.runtime, control.console, control.tokens, control.runtime.online_figures
+    )
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         inner = internal if scope["type"] == "http" and scope["path"].startswith("/internal/") else console

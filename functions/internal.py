@@ -1,6 +1,7 @@
 """What the gateway asks of the control process, over its Unix socket: wake a server, hear of activity, count."""
 
-from typing import Annotated, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -47,7 +48,10 @@ class Accounts(Protocol):
 
 
 def internal_router(
-    runtime: Runtime, accounts: Accounts | None = None, tokens: TokenCounter | None = None
+    runtime: Runtime,
+    accounts: Accounts | None = None,
+    tokens: TokenCounter | None = None,
+    figures: Callable[[], Awaitable[list[dict[str, Any]]]] | None = None,
 ) -> APIRouter:
     """The routes, for an app that renders FareboxError itself."""
     router = APIRouter(prefix="/internal", include_in_schema=False)
@@ -66,6 +70,11 @@ def internal_router(
         """How busy deployments are, for those where something changed."""
         runtime.report_activity({name: calls.model_dump() for name, calls in activity.items()})
         return Response(status_code=204)
+
+    @router.get("/online-figures")
+    async def online_figures() -> list[dict[str, Any]]:
+        """What online deployments' instances use."""
+        return [] if figures is None else await figures()
 
     @router.post("/catch-up", status_code=204)
     def catch_up() -> Response:
@@ -97,11 +106,14 @@ def internal_router(
 
 
 def create_internal(
-    runtime: Runtime, accounts: Accounts | None = None, tokens: TokenCounter | None = None
+    runtime: Runtime,
+    accounts: Accounts | None = None,
+    tokens: TokenCounter | None = None,
+    figures: Callable[[], Awaitable[list[dict[str, Any]]]] | None = None,
 ) -> FastAPI:
     """The routes as an app of their own."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(internal_router(runtime, accounts, tokens))
+    app.include_router(internal_router(runtime, accounts, tokens, figures))
 
     @app.exception_handler(FareboxError)
     async def failed(request: Request, error: FareboxError) -> JSONResponse:

@@ -5,6 +5,8 @@ It must be the only one on its home (the platform's lock sees to that): it ends 
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -111,6 +113,17 @@ class LocalRuntime:
         """Every deployment woken since the start; `serving.view` has the whole picture."""
         pools = {each.deployment_id: each.live_status() for each in list(self._supervisors.values())}
         return pools | self._online.status()
+
+    async def online_figures(self) -> list[dict[str, Any]]:
+        """What each online deployment's instances use, with its endpoint's name."""
+        found = await self._online.figures()
+
+        def names() -> dict[str, str]:
+            with self._around.db.read() as connection:
+                return store.endpoint_names(connection, [each.endpoint_id for each in found])
+
+        known = await asyncio.to_thread(names)
+        return [{**asdict(each), "endpoint": known.get(each.endpoint_id, each.endpoint_id)} for each in found]
 
     def tail_log(self, deployment_id: str, lines: int) -> str:
         """The last lines that the deployment's newest server wrote; of one that never began, why not."""

@@ -25,6 +25,16 @@ class _Tokens(msgspec.Struct):
     texts: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
+class OnlineFigures(msgspec.Struct):
+    """Of one deployment of an online endpoint, in percent on average over its instances."""
+
+    endpoint: str
+    deployment: str
+    instances: dict[str, int]  # by state
+    cpu_percent: float | None = None
+    memory_percent: float | None = None
+
+
 class ControlClient:
     """Calls the control process. Unavailable: it cannot be reached or answers nonsense."""
 
@@ -101,6 +111,14 @@ class ControlClient:
         except msgspec.DecodeError as error:
             raise Unavailable("the control process counted tokens with nonsense") from error
         return found.prompt, found.texts
+
+    async def online_figures(self) -> list[OnlineFigures]:
+        """What online deployments' instances use; nothing where that cannot be had now."""
+        try:
+            status, answer = await self._call("GET", "/internal/online-figures", None, _CONNECT_S)
+            return msgspec.json.decode(answer, type=list[OnlineFigures]) if status == 200 else []
+        except (Unavailable, msgspec.DecodeError):
+            return []
 
     async def ping(self) -> None:
         """Return when the control process answers at all."""

@@ -3,13 +3,14 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI, Response
 
 from core.version import VERSION
 from functions.gateway.comparison_page import comparison_families
+from functions.gateway.control import OnlineFigures
 from functions.gateway.exposition import CONTENT_TYPE, Family, Sample, render
 from functions.gateway.gateway import Gateway
 from functions.gateway.metrics import MAX_MODELS
@@ -31,12 +32,33 @@ def add_metrics(app: FastAPI, gateway: Gateway) -> None:
     )
     async def metrics() -> Response:
         lines: list[str] = []
-        for families in (gateway.metrics.families(), _state(gateway), _process(started_s)):
+        online = _online(await gateway.control.online_figures())
+        for families in (gateway.metrics.families(), _state(gateway), online, _process(started_s)):
             for line in render(families):
                 lines.append(line)
                 if not len(lines) % _LINES_AT_ONCE:
                     await asyncio.sleep(0)
         return Response("".join(lines), headers={"content-type": CONTENT_TYPE, "cache-control": "no-store"})
+
+
+def _online(figures: Sequence[OnlineFigures]) -> Iterable[Family]:
+    labels = [(("endpoint", each.endpoint), ("deployment", each.deployment)) for each in figures]
+    for name, text, values in (
+        ("cpu", "Percent of CPU that an instance uses", [each.cpu_percent for each in figures]),
+        ("memory", "Percent of memory that an instance uses", [each.memory_percent for each in figures]),
+    ):
+        samples = [("", of, value) for of, value in zip(labels, values, strict=True) if value is not None]
+        yield Family(f"farebox_online_{name}_utilization_percent", "gauge", text, samples)
+    yield Family(
+        "farebox_online_instances",
+        "gauge",
+        "Instances of online deployments",
+        [
+            ("", (*of, ("state", state)), count)
+            for of, each in zip(labels, figures, strict=True)
+            for state, count in sorted(each.instances.items())
+        ],
+    )
 
 
 def _collected(gateway: Gateway) -> Iterable[Family]:

@@ -7,6 +7,7 @@ until the deployment is changed.
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from serving.model import DeploymentState, LiveStatus, WakeStatus
 from serving.online.autoscale import SAMPLE_EVERY_MS, Autoscaler, bounds
 from serving.online.gauge import Gauge
 from serving.online.instance import Instance
-from serving.online.model import OnlineDeployment
+from serving.online.model import DeploymentFigures, OnlineDeployment
 from serving.run import Surroundings
 
 _log = get_logger(__name__)
@@ -57,7 +58,7 @@ class Fleet:
         self._active_at = self._enough_since = now
         self._awake = deployment.spec.scale.idle_to_zero_s == 0 or deployment.pending
         self._scaled = deployment.instance_count
-        self._autoscaler, self._gauge = Autoscaler(), Gauge()
+        self._autoscaler, self._gauge, self._shown = Autoscaler(), Gauge(), Gauge()
         self._measured_at = -SAMPLE_EVERY_MS
         self._task = asyncio.create_task(self._run(), name=f"fleet of {deployment.id}")
 
@@ -123,6 +124,22 @@ class Fleet:
         return LiveStatus(
             self.deployment.id, state, self._in_flight, self._last_call_ms, stops_ms, None, phase
         )
+
+    async def figures(self) -> DeploymentFigures:
+        """For who watches: instances by state, and what they use; CPU since the last time that this was asked."""
+        states = Counter(each.state for each in self._instances)
+        asked = self.deployment.spec.resources.requests
+        used = await asyncio.to_thread(self._shown.measure, self._leaders(), asked)
+        return DeploymentFigures(
+            self.deployment.endpoint_id,
+            self.deployment.name,
+            {str(state): count for state, count in states.items()},
+            used.get("CpuUtilizationPercentage"),
+            used.get("CpuMemoryUtilizationPercentage"),
+        )
+
+    def _leaders(self) -> list[int]:
+        return [each.pid for each in self._instances if each.state == "ready" and each.pid is not None]
 
     def _wake_status(self) -> WakeStatus:
         now_ms = self._around.clock.now_ms()
@@ -248,7 +265,7 @@ class Fleet:
         if self.deployment.spec.scale.kind != "rules" or now - self._measured_at < SAMPLE_EVERY_MS:
             return
         self._measured_at = now
-        leaders = [each.pid for each in self._instances if each.state == "ready" and each.pid is not None]
+        leaders = self._leaders()
         asked = self.deployment.spec.resources.requests
         values = await asyncio.to_thread(self._gauge.measure, leaders, asked)
         calls = {"ConcurrentRequestsPerInstance": self._in_flight / max(1, len(leaders))}

@@ -96,3 +96,14 @@ class Asset:
     version: str
     document: dict[str, Any] = field(hash=False)
     created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentFigures:
+    """What a deployment's instances use now, in percent on average (R7.1); None: not measured."""
+
+    endpoint_id: str
+    deployment: str
+    instances: dict[str, int]  # by state
+    cpu_percent: float | None
+    memory_percent: float | None

@@ -8,7 +8,7 @@ from serving.launch import Launch
 from serving.model import LiveStatus, WakeStatus
 from serving.online import store
 from serving.online.fleet import Fleet
-from serving.online.model import OnlineDeployment
+from serving.online.model import DeploymentFigures, OnlineDeployment
 from serving.run import Surroundings
 
 _log = get_logger(__name__)
@@ -55,6 +55,10 @@ class OnlineRuntime:
     def status(self) -> dict[str, LiveStatus]:
         """Of every fleet."""
         return {name: fleet.live_status() for name, fleet in list(self._fleets.items())}
+
+    async def figures(self) -> list[DeploymentFigures]:
+        """Of every fleet."""
+        return [await fleet.figures() for fleet in list(self._fleets.values())]
 
     async def stop_all(self, reason: str) -> None:
         """End every instance. Returns when their processes are gone."""

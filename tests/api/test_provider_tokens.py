@@ -1,5 +1,6 @@
 """`auth_mode: aad_token` through a whole platform: an identity provider's tokens open endpoints, others manage."""
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -141,6 +142,18 @@ def test_the_management_has_an_audience_of_its_own(there: There) -> None:
     ):
         answer = there.manage(there.provider.token(audience, role))
         assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+
+
+def test_what_its_instances_use_is_on_the_metrics_page(there: There) -> None:
+    there.call(there.provider.token(CALLS, "farebox.score"))
+    httpx.get(there.platform.url + "/metrics")  # CPU is what was used since the look before
+    time.sleep(0.5)
+    page = httpx.get(there.platform.url + "/metrics").text
+    of = '{endpoint="shop",deployment="blue"'
+    assert f'farebox_online_instances{of},state="ready"}} 1' in page
+    [memory] = re.findall(r"^farebox_online_memory_utilization_percent\{.*\} (.*)$", page, re.MULTILINE)
+    [cpu] = re.findall(r"^farebox_online_cpu_utilization_percent\{.*\} (.*)$", page, re.MULTILINE)
+    assert 0 < float(memory) < 100 and 0 <= float(cpu) <= 100
 
 
 def test_another_mode_closes_it_within_a_second(there: There) -> None:
