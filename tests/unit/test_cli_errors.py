@@ -220,6 +220,7 @@ def test_files_that_cannot_be_used(stub: Stub, tmp_path: Path, command: list[str
         ("name: n\nzzz: m\n", "known fields"),
         ("name: n\nmodel: m\nmodel_id: m\n", "keep one"),
         ("name: n\nmodel: m\nauth_mode: aad_token\n", "auth_mode"),
+        ("name: n\nmodel_id: azureml://registries/r/models/m/versions/3\n", "leave its version out"),
         ("name: n\nmodel: m\ntags: [a]\n", "tags"),
         ("name: n\nmodel: m\ntags: {a: [b]}\n", "tags.a"),
         ("name: !!python/object:os.system {}\n", "not YAML"),

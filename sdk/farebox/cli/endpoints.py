@@ -116,9 +116,16 @@ def _from_file(path: str) -> dict[str, Any]:
 
 
 def _catalog_id(text: str) -> str:
-    """`azureml://registries/R/models/NAME` as NAME; anything else as it is."""
+    """`azureml://registries/R/models/NAME` as NAME; anything else as it is. UsageError where it names a version."""
     marker = "/models/"
-    return text.split(marker, 1)[1] if text.startswith("azureml://") and marker in text else text
+    if not text.startswith("azureml://") or marker not in text:
+        return text
+    name = text.split(marker, 1)[1]
+    if "/versions/" in name or "/labels/" in name:
+        raise click.UsageError(
+            f"model_id: a registry's model is deployed as the catalog has it now; leave its version out: {text}"
+        )
+    return name
 
 
 def _tags_of(tags: object, path: str) -> dict[str, str]:
