@@ -7,7 +7,6 @@ algorithms are ours to choose, never the token's). Microsoft Entra is one such p
 import hashlib
 import json
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ _log = get_logger(__name__)
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 _LEEWAY_S = 60  # of two machines' clocks
 _FETCH_S = 5.0
+_LAST_S = 253_402_300_799  # the end of the year 9999: a later `exp` is as good as that
 _MAX_DOCUMENT_BYTES = 512 * 1024
 _MAX_KEYS = 200
 _KEYS_LIFE_MS = 3_600_000  # then they are asked for again
@@ -75,7 +75,7 @@ class IdentityProvider:
             raise _refused(f"it is longer than {MAX_TOKEN_LENGTH} characters")
         claims = self._claims(token, audience)
         subject = hashlib.sha256(f"{self._issuer}\n{claims['sub']}".encode()).hexdigest()
-        return Identity(f"sub_{subject[:26]}", self._roles(claims), int(claims["exp"]) * 1000)
+        return Identity(f"sub_{subject[:26]}", self._roles(claims), min(int(claims["exp"]), _LAST_S) * 1000)
 
     def _claims(self, token: str, audience: str) -> dict[str, Any]:
         key = self._key_of(token)
@@ -99,7 +99,7 @@ class IdentityProvider:
             raise Unauthenticated(
                 f"This token is not of the identity provider {self._issuer}.", code="wrong_issuer"
             ) from None
-        except (jwt.InvalidTokenError, ValueError, TypeError) as error:
+        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError) as error:
             raise _refused(str(error)[:200]) from None
         if not isinstance(claims["exp"], int | float) or not str(claims["sub"]):
             raise _refused("`exp` and `sub` are expected")

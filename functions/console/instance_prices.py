@@ -15,9 +15,9 @@ from core.errors import Conflict, Invalid
 from functions.console.dependencies import Deps
 from functions.console.routing import console_router
 from functions.console.shapes import Input, Text
+from metering.records import ENDPOINT_MINUTE_SKU
 
 router = console_router("prices")
-_SKU = "endpoint_minute"
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 InstanceType = Annotated[
     str, Path(description="As in deployments' `instance_type`; `local` where they name none.")
@@ -66,18 +66,22 @@ def put_instance_price(instance_type: InstanceType, body: InstancePrice, deps: D
             f"instance_type: expected letters, digits, '_', '.' or '-', at most 64, got {instance_type!r:.80}",
             param="instance_type",
         )
-    pico = parse_price(_SKU, body.per_minute_usd, "per_minute_usd")
+    pico = parse_price(ENDPOINT_MINUTE_SKU, body.per_minute_usd, "per_minute_usd")
     model, now_ms = INSTANCE_MODEL + instance_type, deps.clock.now_ms()
     with deps.db.begin() as connection:
         before = price_book.price_versions(connection, model)
-        if before and deps.settings.two_person_prices and before[-1].unit_prices != {_SKU: pico}:
+        if (
+            before
+            and deps.settings.two_person_prices
+            and before[-1].unit_prices != {ENDPOINT_MINUTE_SKU: pico}
+        ):
             raise Conflict(
                 f"per_minute_usd: changed prices need two people here; farebox price propose --model {model} "
-                f"--set {_SKU}={body.per_minute_usd}",
+                f"--set {ENDPOINT_MINUTE_SKU}={body.per_minute_usd}",
                 code="needs_approval",
                 param="per_minute_usd",
             )
-        made = price_book.put_list_prices(connection, model, {_SKU: pico}, now_ms)
+        made = price_book.put_list_prices(connection, model, {ENDPOINT_MINUTE_SKU: pico}, now_ms)
         if made is not None:
             record_change(connection, "model", model, now_ms)
         return _shown(made or before[-1])
@@ -86,7 +90,7 @@ def put_instance_price(instance_type: InstanceType, body: InstancePrice, deps: D
 def _shown(found: PriceVersion) -> InstancePriceOut:
     return InstancePriceOut(
         instance_type=found.model_id.removeprefix(INSTANCE_MODEL),
-        per_minute_usd=price_text(_SKU, found.unit_prices[_SKU]),
+        per_minute_usd=price_text(ENDPOINT_MINUTE_SKU, found.unit_prices[ENDPOINT_MINUTE_SKU]),
         model=found.model_id,
         starts_at=iso(found.starts_ms or found.created_ms),
     )

@@ -72,11 +72,11 @@ class Collector:
     def offer(self, payload: Payload) -> None:
         """Have it written soon; never waits for the disk."""
         with self._wanted:
-            if self._closing or self._queued_bytes + len(payload.body) > MAX_QUEUED_BYTES:
+            if self._closing or self._queued_bytes + _cost(payload) > MAX_QUEUED_BYTES:
                 _count(self.left_out, payload)
                 return
             self._queue.append(payload)
-            self._queued_bytes += len(payload.body) + 500
+            self._queued_bytes += _cost(payload)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
                 self._thread.start()
@@ -100,14 +100,15 @@ class Collector:
                         return
                     self._wanted.wait()
                 payload = self._queue.popleft()
+            figures = self.kept
             try:
                 self._write(payload)
-                _count(self.kept, payload)
-            except (OSError, ValueError) as error:
-                _count(self.left_out, payload)
+            except Exception as error:  # whatever it is: the thread has to go on with the next
+                figures = self.left_out
                 _log.warning("a payload cannot be collected", extra={"reason": type(error).__name__})
             with self._wanted:
-                self._queued_bytes -= len(payload.body) + 500
+                _count(figures, payload)
+                self._queued_bytes -= _cost(payload)
 
     def _write(self, payload: Payload) -> None:
         if self._written_bytes < 0:
@@ -156,11 +157,18 @@ def _json_of(payload: Payload) -> Any:
         return None
 
 
+def _cost(payload: Payload) -> int:
+    """Bytes of memory that it takes while it waits."""
+    return len(payload.body) + 500
+
+
 def _append(path: Path, data: bytes) -> int:
-    """One write, so that a line is whole or not there."""
+    """A line is whole or not there: what a full disk took only a part of is taken back."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
+        before = os.fstat(file).st_size
         if os.write(file, data) != len(data):
+            os.ftruncate(file, before)
             raise OSError("the disk is full")
     finally:
         os.close(file)

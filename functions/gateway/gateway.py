@@ -50,9 +50,8 @@ class Gateway:
             last_seq=dependencies.last_seq,
             on_policy=lambda change: self.limits.changed(change),
         )
-        self.limits = Limiter(
-            dependencies.limiting or no_limits(), self.clock, self.settings, dependencies.control
-        )
+        limiting = dependencies.limiting or no_limits()
+        self.limits = Limiter(limiting, self.clock, self.settings, dependencies.control)
         self.upstream = Upstream(settings)
         self.counting = Counting(self.upstream, dependencies.control)
         self.deadlines = Deadlines(self.upstream.pool.expire)
@@ -76,7 +75,9 @@ class Gateway:
         self.outcomes = Outcomes(dependencies.clock)
         self.pending = Pending()
         self.mirrors = Mirrors(self)
-        self.collector = Collector(settings.collected_path, "gateway-1", settings.collected_max_bytes)
+        self.collector = Collector(
+            settings.collected_path, limiting.gateway or "gateway", settings.collected_max_bytes
+        )
         self.free_calls = 0
         self.in_flight = 0
         self.draining = False

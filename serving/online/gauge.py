@@ -8,6 +8,8 @@ import psutil
 
 from serving.online.spec import ResourceAmounts
 
+_SHORTEST_S = 0.5  # between two turns; clocks of processes are too coarse for less
+
 
 class Gauge:
     """Measures in turns: CPU is what was used since the turn before."""
@@ -15,13 +17,17 @@ class Gauge:
     def __init__(self) -> None:
         self._cpu: dict[tuple[int, float], float] = {}  # seconds by process and its start
         self._at: float | None = None
+        self._at_wall = 0.0
+        self._last: Mapping[str, float] = {}
 
     def measure(self, leaders: Collection[int], each: ResourceAmounts) -> Mapping[str, float]:
         """Percent of CPU and memory of an instance, on average, of what it asked for; else of the machine's.
 
         `leaders` are the instances' first processes. Empty on the first turn, and where there are none.
         """
-        now, before = time.monotonic(), self._cpu
+        now, before, wall = time.monotonic(), self._cpu, self._at_wall
+        if self._at is not None and now - self._at < _SHORTEST_S:
+            return self._last
         used, memory, self._cpu = 0.0, 0, {}
         for leader in leaders:
             for process in _family(leader):
@@ -30,15 +36,25 @@ class Gauge:
                     key, seconds, resident = found
                     self._cpu[key] = seconds
                     memory += resident
-                    used += max(0.0, seconds - before.get(key, 0.0))
+                    # One that ran before the last turn, unseen, used an unknown part of it since.
+                    start = before.get(key, 0.0 if key[1] >= wall else seconds)
+                    used += max(0.0, seconds - start)
         elapsed, self._at = (now - self._at if self._at is not None else 0.0), now
+        self._at_wall = time.time()
+        self._last = self._averages(len(leaders), used, memory, elapsed, each)
+        return self._last
+
+    @staticmethod
+    def _averages(
+        leaders: int, used: float, memory: int, elapsed: float, each: ResourceAmounts
+    ) -> Mapping[str, float]:
         if not leaders or elapsed <= 0:
             return {}
         cores = each.cpu_milli / 1000 or len(os.sched_getaffinity(0))
         total = each.memory_bytes or psutil.virtual_memory().total
         return {
-            "CpuUtilizationPercentage": 100 * used / elapsed / cores / len(leaders),
-            "CpuMemoryUtilizationPercentage": 100 * memory / total / len(leaders),
+            "CpuUtilizationPercentage": 100 * used / elapsed / cores / leaders,
+            "CpuMemoryUtilizationPercentage": 100 * memory / total / leaders,
         }
 
 

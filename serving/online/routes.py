@@ -5,10 +5,11 @@ from sqlalchemy import Connection
 from catalog.model import ModelSpec
 from catalog.price_book import tariffs
 from catalog.store import find_model
+from core.errors import Invalid
 from serving import store as servers
 from serving.model import Endpoint, Route, Tariff
 from serving.online import store
-from serving.online.collecting import collecting
+from serving.online.collecting import Collecting, collecting
 from serving.online.model import OnlineDeployment
 from serving.online.spec import DeploymentSpec
 from serving.traffic import Scoring, Split
@@ -97,12 +98,20 @@ def _scoring(deployment: OnlineDeployment, model: ModelSpec | None) -> Scoring:
     return Scoring(
         deployment=deployment.name,
         path=_path(spec),
-        collecting=collecting(spec.data_collector)[0],
+        collecting=_collecting(spec),
         any_path=spec.kind == "command",
         timeout_ms=settings.request_timeout_ms,
         each=each,
         instances=max(1, deployment.instance_count, spec.scale.most if spec.scale.kind != "default" else 1),
     )
+
+
+def _collecting(spec: DeploymentSpec) -> Collecting | None:
+    """What was stored before the document was checked as it is now must not make the deployment unreachable."""
+    try:
+        return collecting(spec.data_collector)[0]
+    except Invalid:
+        return None
 
 
 def _path(spec: DeploymentSpec) -> str:

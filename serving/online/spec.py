@@ -201,7 +201,6 @@ _PROCESS_FIELDS = (
     "environment_variables",
     "routes",
     "resources",
-    "data_collector",
     "egress_public_network_access",
 )
 

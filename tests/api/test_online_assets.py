@@ -6,23 +6,8 @@ from typing import Any
 import pytest
 
 from serving.online import store
-from tests.api.console_platform import ConsolePlatform, open_platform
-from tests.api.online_calls import SCORE, blue, deploy, endpoint, refused
-
-
-@pytest.fixture
-def console(tmp_path: Path) -> ConsolePlatform:
-    made = open_platform(tmp_path)
-    made.project()
-    return made
-
-
-@pytest.fixture
-def code(tmp_path: Path) -> Path:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "score.py").write_text(SCORE)
-    return folder
+from tests.api.console_platform import ConsolePlatform
+from tests.api.online_calls import blue, deploy, endpoint, refused
 
 
 def test_registered_models_and_environments_are_referred_to(

@@ -14,22 +14,6 @@ from serving.online import store
 from tests.api.console_platform import SERVED, ConsolePlatform, open_platform
 from tests.api.online_calls import SCORE, blue, deploy, endpoint, finish, refused
 
-
-@pytest.fixture
-def console(tmp_path: Path) -> ConsolePlatform:
-    made = open_platform(tmp_path)
-    made.project()
-    return made
-
-
-@pytest.fixture
-def code(tmp_path: Path) -> Path:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "score.py").write_text(SCORE)
-    return folder
-
-
 # --- endpoints ------------------------------------------------------------------------------------
 
 

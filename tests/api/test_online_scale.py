@@ -7,23 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.api.console_platform import ConsolePlatform, open_platform
-from tests.api.online_calls import SCORE, blue, deploy, endpoint, finish
-
-
-@pytest.fixture
-def console(tmp_path: Path) -> ConsolePlatform:
-    made = open_platform(tmp_path)
-    made.project()
-    return made
-
-
-@pytest.fixture
-def code(tmp_path: Path) -> Path:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "score.py").write_text(SCORE)
-    return folder
+from tests.api.console_platform import ConsolePlatform
+from tests.api.online_calls import blue, deploy, endpoint, finish
 
 
 def test_the_scale_settings_of_the_documentation(console: ConsolePlatform, code: Path) -> None:

@@ -196,3 +196,17 @@ def test_the_gauge_tells_a_busy_process_from_an_idle_one() -> None:
     memory = "CpuMemoryUtilizationPercentage"
     assert found["busy"][memory] > found["idle"][memory] > 0
     assert Gauge().measure([], ResourceAmounts()) == {}
+
+
+def test_a_process_that_was_not_seen_before_does_not_bring_its_past() -> None:
+    busy = "import time\nend = time.process_time() + 1\nwhile time.process_time() < end: pass\ntime.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", busy])
+    try:
+        time.sleep(2.5)
+        gauge, asked = Gauge(), ResourceAmounts(cpu_milli=1000)
+        gauge.measure([], asked)
+        time.sleep(0.6)
+        assert gauge.measure([process.pid], asked)[CPU] < 20
+    finally:
+        process.kill()
+        process.wait()

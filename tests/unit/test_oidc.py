@@ -56,6 +56,7 @@ def test_elliptic_keys_too(there: Provider, known: IdentityProvider) -> None:
         ({"iss": None}, "invalid_token"),
         ({"exp": int(time.time()) - 3600}, "expired_api_key"),
         ({"exp": None}, "invalid_token"),
+        ({"exp": float("inf")}, "invalid_token"),
         ({"nbf": int(time.time()) + 3600}, "invalid_token"),
         ({"sub": None}, "invalid_token"),
         ({"sub": ""}, "invalid_token"),

@@ -1,6 +1,7 @@
 """The data collector: which payloads are kept, where, in which lines, and that no call feels it."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_requests_and_answers_are_kept_as_cloudevents(gateway: RunningGateway, b
     hour = time.strftime("%Y/%m/%d/%H", time.gmtime())
     folder = gateway.settings.collected_path
     [file] = folder.rglob("request/**/*.jsonl")
-    assert str(file.relative_to(folder)) == f"{ENDPOINT}/blue/request/{hour}/gateway-1.jsonl"
+    assert str(file.relative_to(folder)) == f"{ENDPOINT}/blue/request/{hour}/gateway.jsonl"
     assert file.stat().st_mode & 0o077 == 0, "nobody else reads it"
     assert PROJECT_KEY not in file.read_text()
     page = httpx.get(gateway.url + "/metrics").text
@@ -146,3 +147,16 @@ def test_the_queue_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     collector.close()
     collector.offer(payload(b"1"))
     assert sum(collector.left_out.values()) + sum(collector.kept.values()) == 9
+
+
+def test_a_full_disk_leaves_no_torn_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = Collector(tmp_path, "gateway-1", 10**9)
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: whole(file, data[:40]))
+    collector.offer(payload(b"1"))
+    wait_until(lambda: bool(collector.left_out))
+    monkeypatch.undo()
+    collector.offer(payload(b"2"))
+    collector.close()
+    assert [each["data"] for each in lines(tmp_path)] == [2]
+    assert (collector.left_out, collector.kept) == ({("shop", "blue"): 1}, {("shop", "blue"): 1})

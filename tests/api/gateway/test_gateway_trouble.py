@@ -366,7 +366,8 @@ def test_leaving_right_after_the_last_token_is_a_completed_call(
 ) -> None:
     gateway.journal.delay_s = 1.5
     with httpx.stream("POST", gateway.url + "/v1/chat/completions", json=STREAM, headers=AUTH) as response:
-        for line in response.iter_lines():
+        lines = response.iter_lines()  # held: an iterator that is let go closes the connection
+        for line in lines:
             if '"finish_reason":"stop"' in line:
                 break
         time.sleep(0.5)  # ample for the engine's last frames, on a busy machine too
