@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import psutil
+
 from core.errors import FareboxError
 from core.settings import Settings
 from serving.requirements import Requirements, requirements_of
@@ -24,6 +26,7 @@ from serving.requirements import Requirements, requirements_of
 Report = Callable[[str], None]
 
 KEPT = 20
+OLDEST_PYTHON = 9  # of 3.x: what the scorer is written for
 SCORER_NEEDS = ("httptools>=0.6", "uvloop>=0.20; sys_platform != 'win32'")
 MAX_BUILD_S = 3600
 _ERROR_LINES = 3
@@ -67,7 +70,8 @@ class VirtualEnvironments:
         log.write_text("".join(f"note: {note}\n" for note in wanted.notes))
         interpreter = _interpreter(wanted.python)
         if wanted.python and not _is_version(interpreter, wanted.python):
-            _note(log, f"note: Python {wanted.python} is not on this machine; {interpreter} is used instead")
+            why = "cannot run the scorer" if _too_old(wanted.python) else "is not on this machine"
+            _note(log, f"note: Python {wanted.python} {why}; {interpreter} is used instead")
         report("making the environment")
         _run([interpreter, "-m", "venv", str(folder)], log, report)
         (folder / "requirements.txt").write_text("\n".join((*wanted.lines, *SCORER_NEEDS)) + "\n")
@@ -79,22 +83,41 @@ class VirtualEnvironments:
             "install",
             "--disable-pip-version-check",
             "--no-input",
+            "--no-compile",  # tests of numpy and the like are most of it; what is imported is compiled then
         ]
         _run([*pip, "-r", str(folder / "requirements.txt")], log, report)
         (folder / "complete").touch()
 
     def _forget_old(self, newest: Path) -> None:
-        """Those that nothing was started in for longest; one in use is only built again if it is needed again."""
+        """Those that nothing was started in for longest, but none that something runs in."""
         complete = [each for each in self._home.iterdir() if (each / "complete").exists() and each != newest]
+        if len(complete) < KEPT:
+            return
         complete.sort(key=lambda each: (each / "complete").stat().st_mtime, reverse=True)
+        used = _in_use()
         for old in complete[KEPT - 1 :]:
+            if str(old / "bin" / "python") in used:
+                continue
             shutil.rmtree(old, ignore_errors=True)
             old.with_suffix(".log").unlink(missing_ok=True)
 
 
+def _in_use() -> set[str]:
+    """The first words of all processes' command lines."""
+    lines = (each.info["cmdline"] for each in psutil.process_iter(["cmdline"]))
+    return {line[0] for line in lines if line}
+
+
+def _too_old(version: str) -> bool:
+    numbers = version.split(".")
+    minor = numbers[1] if len(numbers) > 1 and numbers[1].isdigit() else "99"
+    return numbers[0] == "2" or (numbers[0] == "3" and int(minor) < OLDEST_PYTHON)
+
+
 def _interpreter(version: str) -> str:
-    """The Python that was asked for if the machine has it, else ours."""
-    found = shutil.which("python" + ".".join(version.split(".")[:2])) if version else None
+    """The Python that was asked for if the machine has it and the scorer runs on it, else ours."""
+    wanted = version and not _too_old(version)
+    found = shutil.which("python" + ".".join(version.split(".")[:2])) if wanted else None
     return found or str(getattr(sys, "_base_executable", sys.executable))
 
 

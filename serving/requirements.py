@@ -6,7 +6,7 @@ is refused, but for the few that a wheel brings along anyway.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.errors import Invalid
@@ -61,7 +61,10 @@ _HARMLESS = frozenset(
 _CONDA_ONLY = frozenset(
     {"gcc", "gxx", "cmake", "r-base", "nodejs", "openjdk", "ffmpeg", "gcc_linux-64", "gxx_linux-64"}
 )
-_SPEC = re.compile(r"(?:[\w.-]+::)?([A-Za-z0-9_.-]+)\s*(?:\[[^\]]*\])?\s*(.*)")
+_SPEC = re.compile(r"(?:[\w.-]+::)?([A-Za-z0-9_.-]+)\s*([^\[\]]*)(?:\[([^\]]*)\])?\s*")
+_BRACKETS = re.compile(
+    r"(\w+)\s*=\s*(?:'([^']*)'|\"([^\"]*)\"|([^,\s]*))"
+)  # conda's numpy[version='>=1.20,<2']
 _VERSION = re.compile(r"[0-9][\w.*+!-]*")
 
 
@@ -128,16 +131,32 @@ def from_lines(lines: object, param: str) -> Requirements:
 
 
 def _of_model(folder: Path) -> Requirements:
-    for name in ("requirements.txt", "conda.yaml"):
-        path = folder / name
-        if path.is_file():
-            text = path.read_bytes()[: MAX_FILE_BYTES + 1].decode("utf-8", "replace")
-            if len(text) > MAX_FILE_BYTES:
-                raise Invalid(f"model: {name} is larger than {MAX_FILE_BYTES // 1024} KiB", param="model")
-            if name == "requirements.txt":
-                return from_lines(text, f"model: {name}")
-            return from_conda(parse_yaml(text).value, f"model: {name}")
-    return Requirements(("mlflow-skinny",))
+    """What MLflow wrote beside the model: the packages are in requirements.txt, the Python is in one of the others."""
+    lines = _text_of(folder, "requirements.txt")
+    conda = _text_of(folder, "conda.yaml")
+    asked = None if conda is None else from_conda(parse_yaml(conda).value, "model: conda.yaml")
+    if lines is None:
+        return asked or Requirements(("mlflow-skinny",))
+    found = from_lines(lines, "model: requirements.txt")
+    return replace(found, python=_python_of(folder) or (asked.python if asked else ""))
+
+
+def _python_of(folder: Path) -> str:
+    text = _text_of(folder, "python_env.yaml")
+    document = None if text is None else parse_yaml(text).value
+    python = document.get("python") if isinstance(document, Mapping) else None
+    return python if isinstance(python, str) and _VERSION.fullmatch(python) else ""
+
+
+def _text_of(folder: Path, name: str) -> str | None:
+    path = folder / name
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        text = file.read(MAX_FILE_BYTES + 1).decode("utf-8", "replace")
+    if len(text) > MAX_FILE_BYTES:
+        raise Invalid(f"model: {name} is larger than {MAX_FILE_BYTES // 1024} KiB", param="model")
+    return text
 
 
 def _pip_part(part: Mapping[object, object], where: str) -> Iterator[str]:
@@ -150,7 +169,8 @@ def _split(given: object, where: str) -> tuple[str, str]:
     match = _SPEC.fullmatch(given.strip()) if isinstance(given, str) else None
     if match is None:
         raise Invalid(f"{where}: expected a package such as `numpy=1.26`, got {given!r:.100}", param=where)
-    return match[1].lower(), match[2].strip()
+    within = {each[1]: each[2] or each[3] or each[4] or "" for each in _BRACKETS.finditer(match[3] or "")}
+    return match[1].lower(), within.get("version", match[2]).strip()
 
 
 def _pip_version(version: str, where: str) -> str:

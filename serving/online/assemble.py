@@ -412,9 +412,9 @@ def _note_local(document: Document, made: Assembled) -> None:
         notes.append("data_collector: calls to /score are collected, those in OpenAI's format are not")
     if document.get("instance_type") and spec.instance_type != INSTANCE_TYPE:
         notes.append("instance_type: instances are processes on this machine")
-    if spec.egress_public_network_access == "disabled":
+    if spec.egress_public_network_access == "disabled" and spec.kind == "command":
         notes.append(
-            "egress_public_network_access: what scripts connect to is not restricted on this machine"
+            "egress_public_network_access: what a server of your own connects to is not restricted on one machine"
         )
     if spec.app_insights_enabled:
         notes.append("app_insights_enabled: metrics and logs are always kept, by the platform itself")

@@ -116,6 +116,9 @@ class Instance:
         await run.begin(lambda port: self._make(self.deployment, port), self._show, self._check_stop)
         probe = self.deployment.spec.readiness_probe
         patience_ms = 1000 * (probe.initial_delay + probe.period * probe.failure_threshold)
+        if self.deployment.spec.kind == "catalog":
+            # Weights of many gigabytes take as long as they do for a serverless endpoint.
+            patience_ms = max(patience_ms, self._around.timing.start_timeout)
         await run.wait_until_ready(self._rest, patience_ms)
         self._was_ready = True
         self._set("ready")
@@ -243,7 +246,7 @@ class _Probing:
 
 def _is_scripts_fault(reason: str) -> bool:
     """The scorer says so in its last line; another start would end the same way."""
-    return "UserScript" in reason
+    return "UserScript" in reason or "EgressNotRestricted" in reason
 
 
 def _code_in(reason: str) -> str:

@@ -64,6 +64,7 @@ class OnlineLauncher:
         else:
             what = ["--entry-script", str(Path(spec.code_path) / spec.scoring_script)]
             what += ["--model-dir", spec.model_dir] if spec.model_path else []
+        what += ["--no-egress"] if spec.egress_public_network_access == "disabled" else []
 
         def prepare(report: Report) -> None:
             self._environments.build(spec.environment, model if spec.kind == "mlflow" else None, report)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -189,6 +190,23 @@ async def test_a_script_that_cannot_serve_fails_at_once_and_says_why(
     with site.world.db.read() as connection:
         runs = servers.list_replicas(connection, made.id)
     assert len(runs) == 1, "the same script would fail in the same way"
+
+
+@pytest.mark.parametrize("egress", ["enabled", "disabled"])
+async def test_a_script_with_egress_disabled_reaches_nobody(site: Site, egress: str) -> None:
+    text = (
+        "import json, socket\ndef init():\n    pass\ndef run(data):\n    try:\n"
+        "        socket.create_connection(('127.0.0.1', json.loads(data)), 2)\n        return {'said': 'reached'}\n"
+        "    except OSError as error:\n        return {'said': str(error)}\n"
+    )
+    made = site.deploy(site.script(text=text, egress_public_network_access=egress))
+    row = await site.settled(made)
+    if row.provisioning_state == "Failed":  # a machine that does not let us
+        assert egress == "disabled" and "EgressNotRestricted" in row.failure_message
+        return
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        answer = await asyncio.to_thread(ask, site.urls(made)[0], other.getsockname()[1])
+    assert (answer["said"] == "reached") == (egress == "enabled"), answer
 
 
 async def test_a_new_generation_takes_over_without_a_gap(site: Site) -> None:

@@ -1,8 +1,8 @@
 """`python -m farebox_scorer --entry-script score.py --port 5001`: serves a scoring script, or an MLflow model.
 
 Environment: AZUREML_ENTRY_SCRIPT, AZUREML_MODEL_DIR, AML_APP_ROOT, WORKER_COUNT, SCORING_TIMEOUT_MS, AZUREML_LOG_LEVEL,
-AML_CORS_ORIGINS. Exit status: 3 the script cannot be imported, 4 it lacks `init` or `run`, 5 `init` failed; the last
-line on standard error says so with the code that a deployment shows.
+AML_CORS_ORIGINS. Exit status: 3 the script cannot be imported, 4 it lacks `init` or `run`, 5 `init` failed, 6 it
+cannot be kept from the network; the last line on standard error says so with the code that a deployment shows.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from farebox_scorer import api
+from farebox_scorer import api, egress
 from farebox_scorer.script import ScriptError, UserScript
 
 MAX_BODY = 100 * 1024 * 1024
@@ -48,6 +48,7 @@ def _parser():
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5001)
     parser.add_argument("--worker-count", type=int, default=_whole("WORKER_COUNT", 1))
+    parser.add_argument("--no-egress", action="store_true", help="the script reaches no network")
     parser.add_argument(
         "--access-control-allow-origins", default=environ.get("AML_CORS_ORIGINS", ""), metavar="LIST"
     )
@@ -73,6 +74,17 @@ def _serve(options):
     api.install()
     if options.model_dir:
         os.environ["AZUREML_MODEL_DIR"] = options.model_dir
+    sock = _bound(options)
+    if options.no_egress:
+        try:
+            egress.close()
+        except OSError as error:
+            print(
+                f"EgressNotRestricted: a script without network needs namespaces: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
+            return egress.NOT_POSSIBLE
     try:
         script = _script(options)
         script.init()
@@ -84,7 +96,7 @@ def _serve(options):
             traceback.print_exception(type(cause), cause, cause.__traceback__)
         print(error, file=sys.stderr, flush=True)
         return error.status
-    _listen(options, script)
+    _listen(options, script, sock)
     return 0
 
 
@@ -96,14 +108,19 @@ def _script(options):
     return UserScript(options.entry_script)
 
 
-def _listen(options, script):
-    from farebox_scorer.server import Server
-
+def _bound(options):
+    """The socket of the server; nobody is heard on it before the script is ready."""
     sock = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if "FAREBOX_SCORER_WORKER" in os.environ:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.bind((options.host, options.port))
+    return sock
+
+
+def _listen(options, script, sock):
+    from farebox_scorer.server import Server
+
     root = os.environ.get("AML_APP_ROOT") or os.path.dirname(os.path.abspath(options.entry_script or "."))
     origins = [each.strip() for each in options.access_control_allow_origins.split(",") if each.strip()]
     server = Server(script, root, origins=origins, timeout_s=options.timeout_ms / 1000, max_body=MAX_BODY)
@@ -128,7 +145,7 @@ def _many(options):
         time.sleep(0.2)
         for worker in workers:
             code = worker.look()
-            if code in (2, 3, 4, 5):
+            if code in (2, 3, 4, 5, egress.NOT_POSSIBLE):
                 status = code
     for worker in workers:
         worker.process.terminate()
