@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import machine, scorer, sink, targets, toolchain
+from bench import machine, rollout, scorer, sink, targets, toolchain
 from bench.footprint import measure_footprint
 from bench.load import Engine, Generator
 from bench.platform_target import PlatformTarget, farebox_up
@@ -44,6 +44,8 @@ def main() -> int:
         return sink.main([argument for argument in sys.argv[1:] if argument != "--sink"])
     if "--scorer" in sys.argv[1:]:
         return scorer.main([argument for argument in sys.argv[1:] if argument != "--scorer"])
+    if "--rollout" in sys.argv[1:]:
+        return rollout.main([argument for argument in sys.argv[1:] if argument != "--rollout"])
     arguments = _parser().parse_args()
     machine.many_files()
     try:
@@ -80,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sink", action="store_true", help="only usage events into the database")
     parser.add_argument("--scorer", action="store_true", help="only the scorer, beside Azure's")
+    parser.add_argument(
+        "--rollout", action="store_true", help="only an online endpoint while it is rolled out"
+    )
     parser.add_argument("--write-docs", action="store_true", help="put the results into docs/performance.md")
     return parser
 
