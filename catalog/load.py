@@ -15,6 +15,7 @@ from catalog.model import (
     Capabilities,
     Engine,
     License,
+    Marketplace,
     ModelSpec,
     Prices,
     Requirements,
@@ -34,6 +35,7 @@ _FIELDS = (
     "task",
     "source",
     "license",
+    "marketplace",
     "context_length",
     "parameters",
     "active_parameters",
@@ -54,6 +56,7 @@ _PRECISIONS = ("float32", "float16", "bfloat16", "fp8", "int8", "int4", "mxfp4",
 _TOKENIZER = rf"/.+|{_ID}"
 _URL = r"https?://\S+"
 _TAG = r"[a-z0-9][a-z0-9-]*"
+_OFFER = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _AN_URL = "an http or https address"
 _MAX_PARAMETERS = 10**14
 _MAX_CONTEXT = 100_000_000
@@ -131,6 +134,7 @@ def _spec(document: Document) -> ModelSpec:
         description=top.prose("description", limit=2000),
         source=source,
         license=_license(top),
+        marketplace=_marketplace(top),
         context_length=top.whole(
             "context_length", low=1, high=_MAX_CONTEXT, needed=task in ("chat", "completion")
         ),
@@ -172,6 +176,24 @@ def _license(top: Fields) -> License | None:
         id=fields.text("id", limit=80, needed=True),
         url=fields.text("url", limit=500, pattern=_URL, expected=_AN_URL),
         accept_terms=fields.flag("accept_terms"),
+    )
+
+
+def _marketplace(top: Fields) -> Marketplace | None:
+    fields = top.inner("marketplace", ("offer", "terms_url", "publisher", "plan"))
+    if fields is None:
+        return None
+
+    def name(field: str, *, needed: bool = False) -> str:
+        return fields.text(
+            field, limit=80, pattern=_OFFER, expected="an id such as large-chat-offer", needed=needed
+        )
+
+    return Marketplace(
+        offer=name("offer", needed=True),
+        terms_url=fields.text("terms_url", limit=500, pattern=_URL, expected=_AN_URL, needed=True),
+        publisher=name("publisher"),
+        plan=name("plan"),
     )
 
 

@@ -43,6 +43,16 @@ class License:
 
 
 @dataclass(frozen=True, slots=True)
+class Marketplace:
+    """Somebody else's offer: a project subscribes to it, and so accepts its terms, before it deploys the model."""
+
+    offer: str
+    terms_url: str
+    publisher: str = ""
+    plan: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Requirements:
     """What one replica needs. 0: not stated."""
 
@@ -128,6 +138,7 @@ class ModelSpec:
     description: str = ""
     source: Source | None = None
     license: License | None = None
+    marketplace: Marketplace | None = None
     context_length: int = 0  # tokens; always stated for chat and completion
     parameters: int = 0
     active_parameters: int = 0

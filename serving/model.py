@@ -51,7 +51,7 @@ class Route:
         None  # of an online endpoint: the deployment is still to be chosen, and nothing else counts
     )
     private: bool = False  # callers in private networks only
-    suspended: bool = False  # calls are refused
+    suspended: str = ""  # why calls are refused, as an error's code: endpoint_suspended, subscription_missing
 
     @property
     def refs(self) -> tuple[str, ...]:

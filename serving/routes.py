@@ -8,6 +8,7 @@ from catalog.store import find_model
 from serving import store
 from serving.model import Endpoint, Route, Tariff
 from serving.online.routes import resolve_online
+from serving.subscriptions import MISSING, subscribed
 
 
 def resolve(
@@ -96,6 +97,12 @@ def list_routes(
     ]
 
 
+def _suspended(connection: Connection, endpoint: Endpoint, spec: ModelSpec) -> str:
+    if endpoint.state == "Suspended":
+        return "endpoint_suspended"
+    return "" if subscribed(connection, spec, endpoint.project_id) else MISSING
+
+
 def _route(connection: Connection, endpoint: Endpoint) -> Route | None:
     if endpoint.state not in ("Online", "Suspended"):
         return None
@@ -123,7 +130,7 @@ def _route(connection: Connection, endpoint: Endpoint) -> Route | None:
             Tariff(p.starts_ms, p.unit_prices) for p in tariffs(connection, spec.id, endpoint.org_id)
         ),
         max_parallel=spec.engine.parallel,
-        suspended=endpoint.state == "Suspended",
+        suspended=_suspended(connection, endpoint, spec),
     )
 
 

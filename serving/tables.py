@@ -29,6 +29,32 @@ endpoints = Table(
     Index("ix_endpoints_deployment_id", "deployment_id"),
 )
 
+subscriptions = Table(
+    "marketplace_subscriptions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("org_id", Text, nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("model_id", Text, nullable=False),  # the one that it was made for; it is good for all of the offer
+    Column("offer", Text, nullable=False),
+    Column("terms_url", Text, nullable=False),  # as they were accepted
+    Column("accepted_by", Text, nullable=False),  # the key's id
+    Column("created_ms", BigInteger, nullable=False),
+    Column("deleted_ms", BigInteger, nullable=True),  # rows stay: who accepted what, and when
+    Index(
+        "uq_subscriptions_living_name", "name", unique=True, sqlite_where=_LIVING, postgresql_where=_LIVING
+    ),
+    Index(
+        "uq_subscriptions_living_offer",
+        "project_id",
+        "offer",
+        unique=True,
+        sqlite_where=_LIVING,
+        postgresql_where=_LIVING,
+    ),
+)
+
 deployments = Table(
     "deployments",
     metadata,

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from access import store as access_store
 from access.model import Principal
+from catalog.model import ModelSpec
 from catalog.store import find_model
 from core.audit import record_audit
 from core.clock import iso
@@ -27,6 +28,7 @@ from serving.endpoints import (
 )
 from serving.model import Endpoint, LiveStatus
 from serving.store import list_endpoints
+from serving.subscriptions import check_subscribed, subscribed
 
 router = console_router("serverless endpoints")
 
@@ -64,7 +66,10 @@ class EndpointOut(BaseModel):
 
     id: str
     name: str = Field(examples=["my-chat"])
-    state: str = Field(examples=["Online"])
+    state: str = Field(
+        examples=["Online"],
+        description="Online, Suspended, or Unhealthy without the subscription that its model needs.",
+    )
     model: str = Field(examples=["acme/mock-chat"])
     project_id: str
     organization_id: str
@@ -87,6 +92,7 @@ def create_endpoint(body: NewEndpoint, request: Request, deps: Deps) -> Endpoint
             project = access_store.sole_project(connection, now_ms)
         else:
             project = access_store.find_project(connection, body.project)
+        check_subscribed(connection, body.model, project.id)
         made = create_serverless(
             connection,
             name=body.name,
@@ -219,6 +225,12 @@ def _change_state(
         return _endpoint(connection, changed, live, base_address(request, deps.settings))
 
 
+def _state(connection: Connection, found: Endpoint, spec: ModelSpec) -> str:
+    if found.state == "Online" and not subscribed(connection, spec, found.project_id):
+        return "Unhealthy"
+    return found.state
+
+
 def _endpoint(
     connection: Connection, found: Endpoint, live: Mapping[str, LiveStatus], base: str
 ) -> EndpointOut:
@@ -227,7 +239,7 @@ def _endpoint(
     return EndpointOut(
         id=found.id,
         name=found.name,
-        state=found.state,
+        state=_state(connection, found, model.spec),
         model=found.model_id,
         project_id=found.project_id,
         organization_id=found.org_id,

@@ -28,6 +28,7 @@ from functions.console import (
     quarantine,
     reconciliation,
     stripe,
+    subscriptions,
     usage,
     webhooks,
 )
@@ -98,6 +99,7 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
         reconciliation,
         webhooks,
         stripe,
+        subscriptions,
     )
     for group in groups:
         app.include_router(group.router)

@@ -54,6 +54,7 @@ class ModelOut(BaseModel):
     description: str | None = None
     source: dict[str, Any] | None = None
     license: dict[str, Any] | None = None
+    marketplace: dict[str, Any] | None = None
     context_length: int | None = Field(default=None, examples=[8192])
     parameters: int | None = None
     active_parameters: int | None = None

@@ -36,6 +36,7 @@ from serving.online.model import OnlineDeployment, Operation
 from serving.online.spec import DeploymentSpec
 from serving.replica_logs import ReplicaLog
 from serving.store import live_replicas
+from serving.subscriptions import check_subscribed
 
 router = console_router("online deployments")
 
@@ -58,6 +59,7 @@ def create_online_deployment(
         row = get_endpoint(connection, name, kind="online")
         _early_refusals(connection, row, document, deps)
         made = _assemble(connection, document)
+        _check_offer(connection, made, row)
     return _put(changes.create_deployment, row, made, response, deps, all_traffic)
 
 
@@ -101,6 +103,7 @@ def put_online_deployment(
         old = store.find_online_deployment(connection, endpoint_id=row.id, name=deployment)
         _early_refusals(connection, row, document, deps, is_new=old is None)
         made = _assemble(connection, document)
+        _check_offer(connection, made, row)
     put = changes.create_deployment if old is None else changes.update_deployment
     return _put(put, row, made, response, deps, all_traffic)
 
@@ -127,6 +130,7 @@ def patch_online_deployment(
         rules.check_idle(store.running_operations(connection, endpoint_id=row.id), deps.clock.now_ms())
         document = merge_patch(old.spec.document, patch)
         made = _assemble(connection, document, old.spec, frozenset(patch))
+        _check_offer(connection, made, row)
     return _put(changes.update_deployment, row, made, response, deps, all_traffic)
 
 
@@ -245,6 +249,12 @@ def _assemble(
     if made.spec.kind == "catalog":
         catalog_model(connection, made.spec)
     return made
+
+
+def _check_offer(connection: Connection, made: Assembled, row: Endpoint) -> None:
+    """Forbidden for somebody else's model whose terms the project has not accepted."""
+    if made.spec.kind == "catalog":
+        check_subscribed(connection, made.spec.model, row.project_id)
 
 
 def _catalog_id(connection: Connection, name: str) -> str | None:

@@ -1,12 +1,16 @@
 """Who may connect from where: allow-lists of the installation, and endpoints that are private."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from core.errors import Forbidden
 from core.networks import Networks
 from core.settings import Settings
 from serving.model import Route
+
+_SUSPENDED: Final = {
+    "subscription_missing": "serves an offer that its project is not subscribed to; who manages it can accept the terms."
+}
 
 
 class Reach:
@@ -37,10 +41,8 @@ class Reach:
     def check_endpoint(self, route: Route, address: str) -> None:
         """Forbidden when the endpoint is suspended, or private and the caller is not in a private network."""
         if route.suspended:
-            raise Forbidden(
-                f"The endpoint `{route.endpoint_name}` is suspended; who manages it can reinstate it.",
-                code="endpoint_suspended",
-            )
+            why = _SUSPENDED.get(route.suspended, "is suspended; who manages it can reinstate it.")
+            raise Forbidden(f"The endpoint `{route.endpoint_name}` {why}", code=route.suspended)
         if route.private and address not in self._private:
             raise Forbidden(
                 f"The endpoint `{route.endpoint_name}` has public_network_access: disabled; it answers callers in "

@@ -32,6 +32,7 @@ from farebox.resources import (
     Usage,
 )
 from farebox.stripe_resources import StripeOf
+from farebox.subscription_resources import MarketplaceSubscriptions
 from farebox.transport import Transport, not_farebox
 from farebox.types import Deployment, Status
 
@@ -80,6 +81,7 @@ class Client:
         self.limits = LimitsOf(self._transport)
         self.budgets = Budgets(self._transport)
         self.prices = Prices(self._transport)
+        self.marketplace_subscriptions = MarketplaceSubscriptions(self._transport)
         self.instance_prices = InstancePrices(self._transport)
         self.events = Events(self._transport)
         self.quarantine = Quarantine(self._transport)

@@ -66,6 +66,7 @@ class Model(TypedDict, total=False):
     capabilities: dict[str, bool]
     source: dict[str, Any]
     license: dict[str, Any]
+    marketplace: dict[str, str]
     requirements: dict[str, Any]
     tags: list[str]
     origin: Literal["builtin", "operator"]

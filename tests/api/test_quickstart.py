@@ -40,7 +40,8 @@ def _run(
 def test_serverless_endpoints_run_as_printed(tmp_path: Path) -> None:
     with MockEngine() as engine, platforms.running(tmp_path / "home") as platform:
         run = _run(PAGE.with_name("serverless.md"), engine, platform, tmp_path)
-        # Two APIs; the renewed key's old text, its new one; suspended, reinstated; an exhausted budget; no endpoint.
+        # Two APIs; the renewed key's old text, its new one; suspended, reinstated; terms accepted, withdrawn; an
+        # exhausted budget; no endpoint.
         assert re.findall(r"^(\d{3})$", run.stdout, re.MULTILINE) == [
             "200",
             "200",
@@ -48,10 +49,12 @@ def test_serverless_endpoints_run_as_printed(tmp_path: Path) -> None:
             "200",
             "403",
             "200",
+            "200",
+            "403",
             "402",
             "401",
         ]
-        assert len(engine.seen) == 4
+        assert len(engine.seen) == 5
         assert "endpoint_minute" in run.stdout
 
 

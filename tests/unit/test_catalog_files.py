@@ -118,7 +118,13 @@ def test_file_is_named_after_its_id(path: Path) -> None:
 @each_file
 def test_is_complete(path: Path) -> None:
     model = load(path)
-    expected = set(SCHEMA["properties"]) - {"sample", "active_parameters", "tags", "references"}
+    expected = set(SCHEMA["properties"]) - {
+        "sample",
+        "marketplace",
+        "active_parameters",
+        "tags",
+        "references",
+    }
     assert expected <= set(model)
     assert set(model["capabilities"]) == set(SCHEMA["properties"]["capabilities"]["properties"])
     assert set(model["license"]) == {"id", "url", "accept_terms"}

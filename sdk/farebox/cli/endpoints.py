@@ -111,11 +111,11 @@ def _from_file(path: str) -> dict[str, Any]:
     wanted = {each: fields[each] for each in ("name", "project") if fields.get(each)}
     model_id = fields.get("model") or fields.get("model_id")
     if model_id:
-        wanted["model"] = _catalog_id(str(model_id))
+        wanted["model"] = catalog_id(str(model_id))
     return wanted | {"tags": _tags_of(fields.get("tags"), path)}
 
 
-def _catalog_id(text: str) -> str:
+def catalog_id(text: str) -> str:
     """`azureml://registries/R/models/NAME` as NAME; anything else as it is. UsageError where it names a version."""
     marker = "/models/"
     if not text.startswith("azureml://") or marker not in text:

@@ -8,7 +8,7 @@ from farebox.cli.output import Column, print_list, print_object
 
 @click.group("instance-price", cls=Group)
 def instance_price() -> None:
-    """What a minute of an online endpoint's instance costs."""
+    """What a minute of an instance costs."""
 
 
 @instance_price.command(

@@ -25,6 +25,7 @@ from farebox.cli import (
     prices,
     reconcile,
     stripe,
+    subscriptions,
     webhooks,
 )
 from farebox.cli.framework import (
@@ -139,7 +140,7 @@ def _platform_command(name: str, summary: str, examples: list[str]) -> Command:
 @pass_state
 @click.pass_context
 def status(context: click.Context, state: State) -> None:
-    """Show whether the server is up, and its deployments.
+    """Show whether the server is up, and models.
 
     Exits 1 when it is up but not ready, 3 when nobody answers.
     """
@@ -179,7 +180,7 @@ def version(state: State) -> None:
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script that completes commands in a shell."""
+    """Print a shell script that completes commands."""
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
@@ -218,6 +219,7 @@ for _command in (
     prices.price,
     instance_prices.instance_price,
     endpoints.serverless_endpoint,
+    subscriptions.marketplace_subscription,
     online_endpoints.online_endpoint,
     online_deployments.online_deployment,
     assets.environment,

@@ -15,7 +15,7 @@ _SECRET = "Keep this secret now: it is stored encrypted and cannot be shown agai
 
 @click.group(cls=Group)
 def webhook() -> None:
-    """Addresses of an organization that are told of events."""
+    """Addresses that are told of events."""
 
 
 @webhook.command(

@@ -81,11 +81,11 @@ def test_a_private_endpoint_of_a_script(tmp_path: Path, engine: MockEngine) -> N
 
 def test_a_suspended_endpoint(gateway: RunningGateway, engine: MockEngine) -> None:
     assert chat(gateway).status_code == 200
-    gateway.set_route(suspended=True)
+    gateway.set_route(suspended="endpoint_suspended")
     seen = len(engine.seen)
     for path in ("/v1/chat/completions", f"/endpoints/{ENDPOINT}/v1/chat/completions"):
         answer = chat(gateway, path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "endpoint_suspended")
     assert len(engine.seen) == seen
-    gateway.set_route(suspended=False)
+    gateway.set_route(suspended="")
     assert chat(gateway).status_code == 200
