@@ -85,6 +85,7 @@ class Exchange:
         "query",
         "request_id",
         "started",
+        "status",
         "surface",
     )
 
@@ -102,6 +103,7 @@ class Exchange:
         self._header_bytes = sum([len(name) + len(value) for name, value in headers])
         self.client_request_id = printable(self.headers.get(b"x-client-request-id", b""))
         self.started = False
+        self.status = 0  # of the answer; 0: none has begun
         self.finished = False
         self.more_headers: Iterable[Header] = ()  # of whatever is answered
         self._receive = receive
@@ -208,7 +210,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data})
 
     async def _start(self, status: int, headers: Iterable[Header]) -> None:
-        self.started = True
+        self.started, self.status = True, status
         ours = [
             *self.more_headers,
             (b"x-request-id", self.request_id.encode()),

@@ -22,6 +22,7 @@ from functions.gateway.networks import Reach
 from functions.gateway.pending import Pending
 from functions.gateway.places import Places
 from functions.gateway.record import CallRecord
+from functions.gateway.traffic_figures import TrafficFigures
 from functions.gateway.upstream import Upstream
 from functions.gateway.waking import WaitingRoom
 
@@ -75,6 +76,7 @@ class Gateway:
         self.outcomes = Outcomes(dependencies.clock)
         self.pending = Pending()
         self.mirrors = Mirrors(self)
+        self.traffic = TrafficFigures()
         self.collector = Collector(
             settings.collected_path, limiting.gateway or "gateway", settings.collected_max_bytes
         )

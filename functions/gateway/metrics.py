@@ -16,7 +16,7 @@ OTHER = "other"
 
 _US = 1_000_000
 # Upper bounds in microseconds.
-_MODEL_TIMES = tuple(
+CALL_TIMES = tuple(
     ms * 1000
     for ms in (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
 )
@@ -79,8 +79,8 @@ class _Model:
     def __init__(self) -> None:
         self.calls: dict[tuple[str, str, int], int] = {}  # by operation, status and HTTP status
         self.input = self.cached_input = self.output = self.audio_ms = 0
-        self.first_byte = Histogram(_MODEL_TIMES)
-        self.duration = Histogram(_MODEL_TIMES)
+        self.first_byte = Histogram(CALL_TIMES)
+        self.duration = Histogram(CALL_TIMES)
 
 
 class Metrics:

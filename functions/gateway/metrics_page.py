@@ -84,6 +84,7 @@ def _state(gateway: Gateway) -> Iterable[Family]:
     )
     yield from _servers(gateway)
     yield from comparison_families(gateway.mirrors.comparisons())
+    yield from gateway.traffic.families()
     yield from _collected(gateway)
     yield _gauge("held_pico_dollars", "Money reserved under budgets", gateway.limits.held_pico())
     events, size = gateway.journal.depth()

@@ -27,6 +27,7 @@ from functions.gateway.scoring_http import (
 )
 from functions.gateway.scoring_record import ScoringRecord, new_record
 from functions.gateway.traffic import choose
+from functions.gateway.traffic_figures import Ended
 from functions.gateway.upstream import MAX_ERROR_BYTES, Answer, ServerGone, read_answer, server_of
 from metering.model import Status
 from serving.model import Route
@@ -120,7 +121,17 @@ def _server_path(route: Route, method: str, path: str) -> str:
 class ScoringCall(MeteredCall):
     """A scoring call that passed every check."""
 
-    __slots__ = ("_answered", "_began", "_collecting", "_method", "_path", "_payload", "_scoring")
+    __slots__ = (
+        "_answered",
+        "_began",
+        "_collecting",
+        "_ended",
+        "_method",
+        "_path",
+        "_payload",
+        "_scoring",
+        "_scoring_record",
+    )
 
     def __init__(
         self,
@@ -135,6 +146,7 @@ class ScoringCall(MeteredCall):
         super().__init__(gateway, exchange, record)
         self._scoring, self._method, self._path, self._payload = scoring, method, path, body
         self._began = 0.0
+        self._ended = Ended(scoring.deployment, method, exchange.path, 0, "", 0, len(body))
         self._answered: tuple[bytes, bytes] | None = None  # content type and body, where it is to be kept
         wanted = scoring.collecting
         self._collecting = wanted if wanted is not None and gateway.collector.chosen(wanted) else None
@@ -150,6 +162,9 @@ class ScoringCall(MeteredCall):
             await super().run()
         finally:
             self._gateway.pending.end(self._record.route.deployment_id)
+            self._gateway.traffic.ended(
+                self._ended, self._exchange, self._record, logged=self._scoring.logged
+            )
             if self._collecting is not None:
                 self._collect(self._collecting)
 
@@ -198,6 +213,7 @@ class ScoringCall(MeteredCall):
                 raise
             raise QueueRefused(self._timeout("no instance was free")) from None
         self._record.first_byte_ms = self._gateway.clock.now_ms()
+        self._ended.model_status = answer.status
         if 200 <= answer.status < 300:
             await self._pass_through(answer)
         else:
@@ -249,6 +265,7 @@ class ScoringCall(MeteredCall):
             if record.copy is not None:
                 record.copy.answer = body
             self._answered = (kind, body)
+            self._ended.sent = len(body)
             await self._settle("completed", answer.status)
             await exchange.answer(answer.status, body, headers, kind)
             return
@@ -257,6 +274,7 @@ class ScoringCall(MeteredCall):
             self._sending = True
             await exchange.write(part)
             self._sending = False
+            self._ended.sent += len(part)
         await self._settle("completed", answer.status)
         await exchange.finish(b"")
 
@@ -265,10 +283,10 @@ class ScoringCall(MeteredCall):
         body = await read_answer(answer, MAX_ERROR_BYTES)
         kind = answer.headers.get(b"content-type", b"text/plain")
         self._answered = (kind, body)
+        model = model_error(answer.status, body)
+        self._ended.sent, self._ended.model_reason = len(body), model[-1][1].decode("latin-1")
         await self._settle("error", 424)
-        await self._exchange.answer(
-            424, body, [*answer_headers(answer.headers), *model_error(answer.status, body)], kind
-        )
+        await self._exchange.answer(424, body, [*answer_headers(answer.headers), *model], kind)
 
 
 def model_error(status: int, body: bytes) -> list[Header]:

@@ -416,8 +416,10 @@ def _note_local(document: Document, made: Assembled) -> None:
         notes.append(
             "egress_public_network_access: what a server of your own connects to is not restricted on one machine"
         )
-    if spec.app_insights_enabled:
-        notes.append("app_insights_enabled: metrics and logs are always kept, by the platform itself")
+    if spec.app_insights_enabled and spec.kind == "catalog":
+        notes.append(
+            "app_insights_enabled: calls to /score get a line in the log, those in OpenAI's format do not"
+        )
     if spec.target == "kubernetes":
         notes.append("type: instances are processes on this machine")
     if spec.kind == "command" and {"conda_file", "requirements"} & set(spec.environment or {}):

@@ -99,6 +99,7 @@ def _scoring(deployment: OnlineDeployment, model: ModelSpec | None) -> Scoring:
         deployment=deployment.name,
         path=_path(spec),
         collecting=_collecting(spec),
+        logged=spec.app_insights_enabled,
         any_path=spec.kind == "command",
         timeout_ms=settings.request_timeout_ms,
         each=each,

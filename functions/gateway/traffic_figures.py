@@ -1,0 +1,130 @@
+"""What scoring calls came to: figures of each online deployment, and a line in the log where one asks for it.
+
+Sources: R7.1 and R7.2 of our reference (Azure Machine Learning's endpoint metrics, and its table of traffic).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from core.log import get_logger
+from functions.gateway.exchange import Exchange
+from functions.gateway.exposition import Family, Sample
+from functions.gateway.metrics import CALL_TIMES, Histogram
+from functions.gateway.record import CallRecord
+from metering.model import UsageEvent
+
+_log = get_logger(__name__)
+
+_MAX_DEPLOYMENTS: Final = 1000
+_MAX_STATUSES: Final = 50  # of one deployment
+_MAX_USER_AGENT: Final = 70
+
+
+@dataclass(slots=True)
+class Ended:
+    """One call that is over. `model_status` 0: no server answered. Sizes in bytes, without headers."""
+
+    deployment: str  # its name
+    method: str
+    path: str
+    model_status: int
+    model_reason: str
+    sent: int  # of the answer
+    received: int  # of the request
+
+
+class _Figures:
+    __slots__ = ("bytes_in", "bytes_out", "duration", "statuses")
+
+    def __init__(self) -> None:
+        self.statuses: dict[tuple[int, int], int] = {}  # the caller's, the model's
+        self.duration = Histogram(CALL_TIMES)
+        self.bytes_in = self.bytes_out = 0
+
+
+class TrafficFigures:
+    """Of one gateway process, by endpoint and deployment."""
+
+    def __init__(self) -> None:
+        self._by: dict[tuple[str, str], _Figures] = {}
+
+    def ended(self, call: Ended, exchange: Exchange, record: CallRecord, *, logged: bool) -> None:
+        """Count it; `logged`: its deployment wants a line for each call."""
+        event, status = record.last_event, exchange.status or 499  # a caller who left was answered nothing
+        figures = self._of(record.route.endpoint_name, call.deployment)
+        name = status, call.model_status
+        if name in figures.statuses or len(figures.statuses) < _MAX_STATUSES:
+            figures.statuses[name] = figures.statuses.get(name, 0) + 1
+        figures.bytes_in += call.received
+        figures.bytes_out += call.sent
+        if event is not None:
+            figures.duration.note((event.ended_ms - event.received_ms) * 1000)
+            if logged:
+                _write(call, exchange, record, event, status)
+
+    def _of(self, endpoint: str, deployment: str) -> _Figures:
+        if (endpoint, deployment) not in self._by and len(self._by) >= _MAX_DEPLOYMENTS:
+            endpoint = deployment = "other"
+        return self._by.setdefault((endpoint, deployment), _Figures())
+
+    def families(self) -> Iterable[Family]:
+        """For `GET /metrics`."""
+        series = [
+            ((("endpoint", endpoint), ("deployment", deployment)), figures)
+            for (endpoint, deployment), figures in list(self._by.items())
+        ]
+        requests: list[Sample] = [
+            ("", (*labels, ("status_code", str(status)), ("model_status_code", str(model or ""))), count)
+            for labels, figures in series
+            for (status, model), count in list(figures.statuses.items())
+        ]
+        yield Family(
+            "farebox_gateway_deployment_requests_total", "counter", "Calls of a deployment", requests
+        )
+        network: list[Sample] = []
+        for labels, figures in series:
+            network.append(("", (*labels, ("direction", "in")), figures.bytes_in))
+            network.append(("", (*labels, ("direction", "out")), figures.bytes_out))
+        yield Family(
+            "farebox_gateway_deployment_network_bytes_total",
+            "counter",
+            "Bytes of bodies of a deployment's calls",
+            network,
+        )
+        yield Family(
+            "farebox_gateway_deployment_duration_seconds",
+            "histogram",
+            "From receiving a call of a deployment to the end of its answer",
+            (sample for labels, figures in series for sample in figures.duration.samples(labels)),
+        )
+
+
+def _write(call: Ended, exchange: Exchange, record: CallRecord, event: UsageEvent, status: int) -> None:
+    """Azure's fields under its names; neither bodies nor keys."""
+    first = event.first_byte_ms or event.ended_ms
+    sent = event.sent_ms or first
+    _log.info(
+        "traffic",
+        extra={
+            "Method": call.method,
+            "Path": call.path,
+            "EndpointName": record.route.endpoint_name,
+            "DeploymentName": call.deployment,
+            "Protocol": "HTTP/1.1",
+            "ResponseCode": status,
+            "ResponseCodeReason": event.status,
+            "ModelStatusCode": call.model_status,
+            "ModelStatusReason": call.model_reason,
+            "RequestPayloadSize": call.received,
+            "ResponsePayloadSize": call.sent,
+            "UserAgent": exchange.headers.get(b"user-agent", b"").decode("latin-1")[:_MAX_USER_AGENT],
+            "XRequestId": exchange.request_id,
+            "XMSClientRequestId": exchange.client_request_id.decode("latin-1"),
+            "TotalDurationMs": event.ended_ms - event.received_ms,
+            "RequestDurationMs": sent - event.received_ms,  # until it was sent to the model, waiting included
+            "ModelDurationMs": first - sent,
+            "ResponseDurationMs": event.ended_ms - first,
+            "IdentityData": record.principal.key_id,
+        },
+    )
