@@ -205,11 +205,19 @@ class Run:
                 break
             if clock.monotonic_ms() >= deadline:
                 seconds = timeout_ms // 1000
-                raise DiedError(f"the server was not ready within {seconds} s", final=True)
+                raise DiedError(
+                    f"the server was not ready within {seconds} s: {await self._lacks()}", final=True
+                )
             await rest(timing.poll)
         self._around.reserved.pop(self.replica.id, None)
         await self._around.read_counters(self.replica, "ready")  # before anybody is sent there
         await self.save(state="ready", ready_ms=clock.now_ms(), phase="")
+
+    async def _lacks(self) -> str:
+        assert self.launch is not None, "begun"
+        if await self._is_ours():
+            return f"it does not answer GET {self.launch.health_path} with a success"
+        return f"it does not listen on the port that it was given, {self.replica.port}"
 
     async def _is_ours(self) -> bool:
         # Another program may have taken the port since we looked: it must not get the calls.

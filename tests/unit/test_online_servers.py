@@ -1,0 +1,56 @@
+"""Servers of one's own that do not become ready: what is said of them."""
+
+import sys
+from pathlib import Path
+
+from serving.online.spec import DeploymentSpec, InferenceRoute, InferenceRoutes, Probe
+from serving.processes import free_port
+from tests.unit.test_online_runtime import Site, site
+
+__all__ = ["site"]
+
+SOON = Probe(initial_delay=0, period=1, timeout=1, failure_threshold=3)
+ROUTES = InferenceRoutes(InferenceRoute("/predict"), InferenceRoute("/live"), InferenceRoute("/ready"))
+SERVER = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(int(sys.argv[2])); self.send_header("content-length", "0"); self.end_headers()
+    def log_message(self, *a): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def server(folder: Path, name: str, port: str, status: int) -> DeploymentSpec:
+    (folder / "server.py").write_text(SERVER)
+    return DeploymentSpec(
+        name, "command", command=(sys.executable, "server.py", port, str(status)), code_path=str(folder),
+        routes=ROUTES, liveness_probe=SOON, readiness_probe=SOON,
+    )  # fmt: skip
+
+
+async def test_a_probe_that_never_passes(site: Site, tmp_path: Path) -> None:
+    row = await site.settled(site.deploy(server(tmp_path, "unready", "{port}", 503)))
+    assert (row.provisioning_state, row.failure_code) == ("Failed", "ResourceNotReady")
+    assert "not ready within 3 s: it does not answer GET /ready with a success" in row.failure_message
+    assert not site.urls(row)
+
+
+async def test_a_server_that_listens_elsewhere(site: Site, tmp_path: Path) -> None:
+    row = await site.settled(site.deploy(server(tmp_path, "elsewhere", str(free_port()), 200)))
+    assert (row.provisioning_state, row.failure_code) == ("Failed", "ResourceNotReady")
+    assert "it does not listen on the port that it was given" in row.failure_message
+
+
+async def test_two_deployments_on_one_port(site: Site, tmp_path: Path) -> None:
+    """Each is given a port of its own; who insists on one that is taken is told so by its own last words."""
+    first = site.deploy(server(tmp_path, "first", "{port}", 200))
+    assert (await site.settled(first)).provisioning_state == "Succeeded"
+    [url] = site.urls(first)
+    row = await site.settled(site.deploy(server(tmp_path, "second", url.rpartition(":")[2], 200)))
+    assert row.provisioning_state == "Failed"
+    assert "Address already in use" in row.failure_message
+    assert site.urls(first) == (url,), "the first one serves on"
+    third = site.deploy(server(tmp_path, "third", "{port}", 200))
+    assert (await site.settled(third)).provisioning_state == "Succeeded"
+    assert site.urls(third) != (url,)
