@@ -1,5 +1,7 @@
 """From a name that a caller used to the servers behind it. The gateway imports this: nothing heavy here."""
 
+from dataclasses import replace
+
 from sqlalchemy import Connection
 
 from catalog.model import ModelSpec
@@ -8,7 +10,11 @@ from catalog.store import find_model
 from serving import store
 from serving.model import Endpoint, Route, Tariff
 from serving.online.routes import resolve_online
+from serving.serverless_deployments import DEFAULT, list_serverless_deployments
 from serving.subscriptions import MISSING, subscribed
+from serving.traffic import PERCENT, Scoring, Split
+
+_COPY_TIMEOUT_MS = 600_000  # of a mirrored call
 
 
 def resolve(
@@ -35,31 +41,54 @@ def resolve(
         )
         if endpoint is not None and endpoint.kind == "online":
             return _online(connection, endpoint, name or "", project_id)
-        route = None if endpoint is None else _route(connection, endpoint)
-        if route is None or (name and name not in _names(route)):
-            return None
-        return route
+        return None if endpoint is None else _serverless(connection, endpoint, name or "")
     assert project_id is not None, "a project, an endpoint id or an endpoint name"
     if not name:
         return None
     named = store.find_endpoint(connection, name=name, project_id=project_id)
     if named is not None:
         return (
-            _route(connection, named)
+            _serverless(connection, named, "")
             if named.kind != "online"
             else _online(connection, named, name, project_id)
         )
     on_model = store.list_endpoints(connection, project_id=project_id, model_id=name)
     online = next((e for e in on_model if e.state == "Online"), None)
     if online is not None:
-        return _route(connection, online)
-    endpoint_part, slash, deployment_id = name.partition("/")
+        return _serverless(connection, online, "")
+    endpoint_part, slash, _ = name.partition("/")
     if not slash:
         return None
     parent = store.find_endpoint(connection, name=endpoint_part, project_id=project_id)
     if parent is not None and parent.kind == "online":
         return _online(connection, parent, name, project_id)
-    return None if parent is None or parent.deployment_id != deployment_id else _route(connection, parent)
+    return None if parent is None else _serverless(connection, parent, name)
+
+
+def _serverless(connection: Connection, endpoint: Endpoint, name: str) -> Route | None:
+    """The endpoint by a name of its own ("": whichever), or a deployment of it by `endpoint/deployment`."""
+    own = _route(connection, endpoint)
+    if own is None:
+        return None
+    known = not name or name in _names(own)
+    further = list_serverless_deployments(connection, endpoint.id)
+    if not further:
+        return own if known else None
+    routes = {DEFAULT: replace(own, scoring=_as_deployment(DEFAULT))}
+    for each in further:
+        standing = replace(endpoint, model_id=each.model_id, deployment_id=each.deployment_id)
+        route = _route(connection, standing)
+        if route is not None:
+            routes[each.name] = replace(route, scoring=_as_deployment(each.name))
+    if not known:
+        head, _, part = name.partition("/")
+        return routes.get(part) if head == endpoint.name else None
+    mirror = next(((each.name, each.mirror_percent) for each in further if each.mirror_percent), None)
+    return replace(own, split=Split(routes, ((DEFAULT, PERCENT),), mirror))
+
+
+def _as_deployment(name: str) -> Scoring:
+    return Scoring(name, timeout_ms=_COPY_TIMEOUT_MS, serverless=True)
 
 
 def _online(connection: Connection, endpoint: Endpoint, name: str, project_id: str | None) -> Route | None:
@@ -85,7 +114,7 @@ def list_routes(
     else:
         found = store.list_endpoints(connection, project_id=project_id)
     routes = (
-        _route(connection, endpoint)
+        _serverless(connection, endpoint, "")
         if endpoint.kind != "online"
         else _online(connection, endpoint, endpoint.name, project_id)
         for endpoint in found

@@ -21,6 +21,7 @@ from serving.model import (
     Replica,
 )
 from serving.online.tables import online_deployments
+from serving.serverless_deployments import names_on_model, pool_is_used
 from serving.tables import deployments, endpoints, replicas
 
 KEPT_REPLICAS = 20  # ended runs remembered per deployment; their logs go with them
@@ -141,7 +142,7 @@ def model_in_use(connection: Connection, model_id: str) -> list[str]:
         .order_by(endpoints.c.name, online_deployments.c.name)
     )
     named = [f"{row.name}/{row.deployment}" for row in connection.execute(online)]
-    return [*connection.execute(query).scalars(), *named]
+    return [*connection.execute(query).scalars(), *names_on_model(connection, model_id), *named]
 
 
 def _scope(
@@ -202,7 +203,7 @@ def list_deployments(connection: Connection) -> list[Deployment]:
 def deployment_in_use(connection: Connection, deployment_id: str) -> bool:
     """True while a living endpoint stands before it, or it lives as an online endpoint's own."""
     query = select(exists().where(_used(deployment_id)) | exists().where(_lives_online(deployment_id)))
-    return bool(connection.execute(query).scalar())
+    return bool(connection.execute(query).scalar()) or pool_is_used(connection, deployment_id)
 
 
 def unused_deployments(connection: Connection, ids: Iterable[str]) -> set[str]:

@@ -29,6 +29,20 @@ endpoints = Table(
     Index("ix_endpoints_deployment_id", "deployment_id"),
 )
 
+# Beside the model of the endpoint's own row, which is the deployment `default`.
+serverless_deployments = Table(
+    "serverless_deployments",
+    metadata,
+    Column("endpoint_id", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("model_id", Text, nullable=False),
+    Column("deployment_id", Text, nullable=False),  # the model's pool
+    Column("mirror_percent", Integer, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Index("ix_serverless_deployments_deployment_id", "deployment_id"),
+    Index("ix_serverless_deployments_model_id", "model_id"),
+)
+
 subscriptions = Table(
     "marketplace_subscriptions",
     metadata,

@@ -27,6 +27,7 @@ class Scoring:
     each: int = 1  # calls that one instance takes at once
     instances: int = 1
     collecting: Collecting | None = None  # payloads to keep
+    serverless: bool = False  # of an endpoint that has no instances of its own
     logged: bool = False  # a line in the log for each call
     hold_ms: int = 0  # with no instance: how long a call waits for one without being asked to
 

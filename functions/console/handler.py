@@ -27,6 +27,7 @@ from functions.console import (
     prices,
     quarantine,
     reconciliation,
+    serverless_deployments,
     stripe,
     subscriptions,
     usage,
@@ -100,6 +101,7 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
         webhooks,
         stripe,
         subscriptions,
+        serverless_deployments,
     )
     for group in groups:
         app.include_router(group.router)

@@ -159,7 +159,7 @@ def warm_call(
     shadow = None
     if route.split is not None:
         route, shadow = choose(route, headers)
-    if not route.urls or operation not in OPERATIONS_OF_TASK.get(route.task, ()):
+    if route.suspended or not route.urls or operation not in OPERATIONS_OF_TASK.get(route.task, ()):
         return None
     servers = gateway.places.of(route)
     if servers.free <= 0:  # others may wait already
@@ -291,6 +291,7 @@ class HotRoutes:
             raise unknown_model(model, endpoint_name)
         self._gateway.reach.check_endpoint(route, exchange.address)
         route, shadow = choose(route, exchange.headers)
+        self._gateway.reach.check_endpoint(route, exchange.address)  # a deployment can be closed by itself
         if operation not in OPERATIONS_OF_TASK.get(route.task, ()):
             raise NotFound(
                 f"The model `{model or route.model_id}` does {route.task}, which {operation} is not.",

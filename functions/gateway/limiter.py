@@ -113,7 +113,7 @@ class Limiter:
             worst.cost_pico,
             now_ms,
             now_ms + self._hold_ms,
-            route.scoring is not None,
+            route.scoring is not None and not route.scoring.serverless,
         )
         decision = self._admission.admit(request)
         # Not `isawaitable`: it costs more than the rest of this function.

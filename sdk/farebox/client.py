@@ -31,6 +31,7 @@ from farebox.resources import (
     ServerlessEndpoints,
     Usage,
 )
+from farebox.serverless_deployments import ServerlessDeployments
 from farebox.stripe_resources import StripeOf
 from farebox.subscription_resources import MarketplaceSubscriptions
 from farebox.transport import Transport, not_farebox
@@ -81,6 +82,7 @@ class Client:
         self.limits = LimitsOf(self._transport)
         self.budgets = Budgets(self._transport)
         self.prices = Prices(self._transport)
+        self.serverless_deployments = ServerlessDeployments(self._transport)
         self.marketplace_subscriptions = MarketplaceSubscriptions(self._transport)
         self.instance_prices = InstancePrices(self._transport)
         self.events = Events(self._transport)
