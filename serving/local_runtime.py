@@ -67,7 +67,7 @@ class LocalRuntime:
         self.counters = CounterReader(db, clock, self.counted_servers)
         self._around.read_counters = self._read_counters
         online_launcher = OnlineLauncher(
-            db, self._around.launcher, environments or VirtualEnvironments(settings)
+            db, self._around.launcher, environments or VirtualEnvironments(settings), settings
         )
         self._online = OnlineRuntime(self._around, online_launcher)
         self._supervisors: dict[str, Supervisor] = {}

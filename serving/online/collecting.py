@@ -1,5 +1,6 @@
 """What a deployment's `data_collector` asks for, as a document has it (R7.3)."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
@@ -9,6 +10,7 @@ from wire.suggestions import unknown_name
 
 Rolling = Literal["minute", "hour", "day", "month", "year"]
 PAYLOADS: Final = ("request", "response")  # what the gateway collects; other names are a script's own
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_COLLECTIONS: Final = 7  # these two, and at most five of a script
 
 
@@ -41,17 +43,31 @@ def collecting(document: Mapping[str, Any] | None) -> tuple[Collecting | None, l
             param=f"{where}.rolling_rate",
         )
     enabled = _collections(document.get("collections"), f"{where}.collections")
-    notes = [
-        f"{where}.collections.{name}: only request and response are collected; a script may write its own data"
-        for name in enabled
-        if name not in PAYLOADS
-    ]
+    notes = []
     if document.get("request_logging"):
         notes.append(f"{where}.request_logging: headers are not collected, they may hold secrets")
     if not set(enabled) & set(PAYLOADS):
         return None, notes
     found = Collecting("request" in enabled, "response" in enabled, float(rate), rolling)  # type: ignore[arg-type]
     return found, notes
+
+
+def script_collections(document: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a script's own `Collector` keeps: names, sample, how long a file goes on. Empty when it keeps nothing,
+    and for a document that `collecting` refuses: one stored by an older version must not stop a deployment."""
+    try:
+        collecting(document)
+        enabled = _collections((document or {}).get("collections"), "")
+    except Invalid:
+        return {}
+    names = sorted(set(enabled) - set(PAYLOADS))
+    if document is None or not names:
+        return {}
+    return {
+        "collections": names,
+        "rolling": str(document.get("rolling_rate") or "hour").lower(),
+        "sampling_rate": float(document.get("sampling_rate", 1)),
+    }
 
 
 def _collections(given: object, where: str) -> list[str]:
@@ -62,6 +78,11 @@ def _collections(given: object, where: str) -> list[str]:
         raise Invalid(f"{where}: expected at most {MAX_COLLECTIONS} collections by name", param=where)
     enabled = []
     for name, each in given.items():
+        if not _NAME.fullmatch(str(name)):
+            raise Invalid(
+                f"{where}.{str(name)[:64]}: a collection's name has 1 to 64 letters, digits, - and _",
+                param=f"{where}.{str(name)[:64]}",
+            )
         if not isinstance(each, Mapping):
             raise Invalid(f"{where}.{name}: expected enabled: true or false", param=f"{where}.{name}")
         _known(each, ("enabled", "data"), f"{where}.{name}")

@@ -1,5 +1,6 @@
 """What starts one instance of an online deployment: the command, its environment, and what must be made before."""
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,9 +13,12 @@ from catalog.model import ModelSpec
 from catalog.store import get_model
 from core.database import Database
 from core.errors import Invalid
+from core.settings import Settings
 from serving.launch import Launch, Launcher
+from serving.online.collecting import script_collections
 from serving.online.model import OnlineDeployment
 from serving.online.spec import DeploymentSpec
+from serving.store import endpoint_names
 
 Report = Callable[[str], None]
 SCORER = Path(__file__).parents[2] / "functions" / "scorer"
@@ -37,9 +41,12 @@ class Environments(Protocol):
 class OnlineLauncher:
     """Turns a deployment into the command of one instance."""
 
-    def __init__(self, db: Database, catalog: Launcher, environments: Environments) -> None:
+    def __init__(
+        self, db: Database, catalog: Launcher, environments: Environments, settings: Settings
+    ) -> None:
         """`catalog` starts models of the catalog."""
         self._db, self._catalog, self._environments = db, catalog, environments
+        self._settings = settings
 
     def __call__(self, deployment: OnlineDeployment, port: int) -> Launch:
         """The command on that port. FareboxError: it cannot be started at all."""
@@ -48,7 +55,7 @@ class OnlineLauncher:
             return self._catalog_model(spec, port)
         if spec.kind == "command":
             return _own_server(spec, port)
-        return self._scorer(spec, port)
+        return self._scorer(deployment, port)
 
     def _catalog_model(self, spec: DeploymentSpec, port: int) -> Launch:
         with self._db.read() as connection:
@@ -56,7 +63,8 @@ class OnlineLauncher:
         launch = self._catalog(model, port)
         return replace(launch, env={**launch.env, **spec.environment_variables})
 
-    def _scorer(self, spec: DeploymentSpec, port: int) -> Launch:
+    def _scorer(self, deployment: OnlineDeployment, port: int) -> Launch:
+        spec = deployment.spec
         model = Path(spec.model_path) if spec.model_path else None
         python = self._environments.python(spec.environment, model if spec.kind == "mlflow" else None)
         if spec.kind == "mlflow":
@@ -71,12 +79,29 @@ class OnlineLauncher:
 
         return Launch(
             argv=(str(python), "-m", "farebox_scorer", *what, "--host", "127.0.0.1", "--port", str(port)),
-            env=_environment(spec, port) | {"PYTHONPATH": str(SCORER), "PYTHONUNBUFFERED": "1"},
+            env=_environment(spec, port)
+            | {"PYTHONPATH": str(SCORER), "PYTHONUNBUFFERED": "1"}
+            | self._collecting(deployment),
             cwd=Path(spec.code_path) if spec.code_path else None,
             health_path="/",
             needed_bytes=spec.resources.requests.memory_bytes,
             prepare=prepare,
         )
+
+    def _collecting(self, deployment: OnlineDeployment) -> dict[str, str]:
+        """What the script's own collectors keep, and where."""
+        wanted = script_collections(deployment.spec.data_collector)
+        if not wanted:
+            return {}
+        with self._db.read() as connection:
+            endpoint = endpoint_names(connection, [deployment.endpoint_id])[deployment.endpoint_id]
+        folder = self._settings.collected_path / endpoint / deployment.name
+        where = {
+            "folder": str(folder),
+            "source": f"/endpoints/{endpoint}/deployments/{deployment.name}",
+            "max_bytes": self._settings.collected_max_bytes,
+        }
+        return {"FAREBOX_COLLECT": json.dumps(wanted | where)}
 
 
 def catalog_model(connection: Connection, spec: DeploymentSpec) -> ModelSpec:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 import msgspec
 
+from serving.online.collecting import script_collections
 from serving.online.scaling import ScaleRule, ScaleSchedule
 
 SpecKind = Literal["script", "mlflow", "command", "catalog"]
@@ -207,7 +208,9 @@ _PROCESS_FIELDS = (
 
 def needs_new_processes(old: DeploymentSpec, new: DeploymentSpec) -> bool:
     """True when what runs for `old` cannot go on to serve `new`."""
-    return any(getattr(old, name) != getattr(new, name) for name in _PROCESS_FIELDS)
+    if any(getattr(old, name) != getattr(new, name) for name in _PROCESS_FIELDS):
+        return True
+    return script_collections(old.data_collector) != script_collections(new.data_collector)
 
 
 def needs_scaling(old: DeploymentSpec, new: DeploymentSpec) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from core.errors import Invalid
-from serving.online.collecting import Collecting, collecting
+from serving.online.collecting import Collecting, collecting, script_collections
 
 ON = {"collections": {"request": {"enabled": True}, "response": {"enabled": "True"}}}
 
@@ -33,8 +33,14 @@ def test_what_has_no_effect_is_said() -> None:
     }
     found, notes = collecting(given)
     assert found is None
+    assert script_collections(given) == {
+        "collections": ["model_inputs"],
+        "rolling": "hour",
+        "sampling_rate": 1.0,
+    }
+    assert script_collections(ON) == {} == script_collections(None)
+    assert script_collections({"collections": 1}) == {}
     assert [note.partition(":")[0] for note in notes] == [
-        "data_collector.collections.model_inputs",
         "data_collector.request_logging",
     ]
 
@@ -50,6 +56,7 @@ def test_what_has_no_effect_is_said() -> None:
         ({"collections": []}, "collections"),
         ({"collections": {f"c{at}": {} for at in range(8)}}, "collections"),
         ({"collections": {"request": True}}, "collections.request"),
+        ({"collections": {"../x": {"enabled": True}}}, "collections.../x"),
         ({"collections": {"request": {"enabled": "maybe"}}}, "collections.request.enabled"),
         ({"collections": {"request": {"enable": True}}}, "collections.request.enable"),
     ],

@@ -403,3 +403,21 @@ async def test_nothing_is_left_when_the_platform_stops(site: Site) -> None:
     assert not site.urls(made)
     with site.world.db.read() as connection:
         assert not servers.live_replicas(connection)
+
+
+async def test_a_script_of_a_deployment_with_collections_keeps_frames(site: Site) -> None:
+    text = (
+        "from azureml.ai.monitoring import Collector\n"
+        "class Frame:\n    columns = ['a']\n    def to_dict(self, orient):\n        return [{'a': 1}]\n"
+        "def init():\n    global kept\n    kept = Collector(name='model_inputs')\n"
+        "def run(data):\n    kept.collect(Frame())\n    return {'kept': True}\n"
+    )
+    collector = {"collections": {"model_inputs": {"enabled": True}}, "rolling_rate": "year"}
+    made = site.deploy(site.script(text=text, data_collector=collector))
+    await site.settled(made)
+    assert await asyncio.to_thread(ask, site.urls(made)[0], {}) == {"kept": True}
+    folder = site.world.home / "collected" / "modelDataCollector" / "shop" / "blue" / "model_inputs"
+    await site.until(lambda: list(folder.rglob("*.jsonl")))
+    [file] = folder.rglob("*.jsonl")
+    await site.until(file.read_text)
+    assert json.loads(file.read_text())["data"] == [{"a": 1}]

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from farebox_scorer import api, egress
+from farebox_scorer import api, egress, monitoring
 from farebox_scorer.script import ScriptError, UserScript
 
 MAX_BODY = 100 * 1024 * 1024
@@ -72,6 +72,7 @@ def _log_level():
 
 def _serve(options):
     api.install()
+    monitoring.install()
     if options.model_dir:
         os.environ["AZUREML_MODEL_DIR"] = options.model_dir
     sock = _bound(options)
@@ -97,6 +98,7 @@ def _serve(options):
         print(error, file=sys.stderr, flush=True)
         return error.status
     _listen(options, script, sock)
+    monitoring.close()
     return 0
 
 

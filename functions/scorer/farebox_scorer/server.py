@@ -14,7 +14,7 @@ import uuid
 
 import httptools
 
-from farebox_scorer import VERSION, swagger
+from farebox_scorer import VERSION, monitoring, swagger
 from farebox_scorer.api import Headers
 from farebox_scorer.script import Answer, BadInput
 
@@ -40,14 +40,15 @@ class Runner:
         self.waiting = 0
         threading.Thread(target=self._work, name="script", daemon=True).start()
 
-    def submit(self, request, done):
+    def submit(self, request, done, request_id):
         """Run it; `done(answer or exception, milliseconds)` is called in the event loop."""
         self.waiting += 1
-        self._calls.put((request, done))
+        self._calls.put((request, done, request_id))
 
     def _work(self):
         while True:
-            request, done = self._calls.get()
+            request, done, request_id = self._calls.get()
+            monitoring.serving(request_id)
             began = time.perf_counter()
             try:
                 found = self._script.run(*request)
@@ -363,7 +364,7 @@ class Connection:
                 )
 
         timer = self._loop.call_later(self._server.timeout_s, too_late)
-        runner.submit((method, path, query, headers, body), done)
+        runner.submit((method, path, query, headers, body), done, self._ids[0])
 
     def _ran(self, found, ms):
         more = [("x-ms-run-fn-exec-ms", f"{ms:.3f}")]
