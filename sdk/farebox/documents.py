@@ -96,6 +96,8 @@ def parse(content: bytes, source: str) -> Document:
     reader = _Reader(text, source)
     try:
         value = reader.read()
+    except DocumentError:  # a ValueError too, and says all of it
+        raise
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error, text, source) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
