@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import machine, rollout, scorer, sink, targets, toolchain
+from bench import machine, rollout, scorer, sink, split, targets, toolchain
 from bench.footprint import measure_footprint
 from bench.load import Engine, Generator
 from bench.platform_target import PlatformTarget, farebox_up
@@ -46,6 +46,8 @@ def main() -> int:
         return scorer.main([argument for argument in sys.argv[1:] if argument != "--scorer"])
     if "--rollout" in sys.argv[1:]:
         return rollout.main([argument for argument in sys.argv[1:] if argument != "--rollout"])
+    if "--split" in sys.argv[1:]:
+        return split.main([argument for argument in sys.argv[1:] if argument != "--split"])
     arguments = _parser().parse_args()
     machine.many_files()
     try:
@@ -85,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rollout", action="store_true", help="only an online endpoint while it is rolled out"
     )
+    parser.add_argument("--split", action="store_true", help="only an endpoint with several deployments")
     parser.add_argument("--write-docs", action="store_true", help="put the results into docs/performance.md")
     return parser
 

@@ -25,6 +25,7 @@ GATEWAYS = ("functions.gateway", "bench.memory_gateway")
 # the gateway asks of the servers that it starts itself, and takes out of the caller's chunks again.
 VLLM_PACED = "10ms vllm"
 _ENDPOINTS = {PLAIN: "bench-plain", "10ms": "bench-10ms", "1s": "bench-1s", VLLM_PACED: "bench-vllm"}
+_FURTHER = "further"
 _SETTLE_STALLED_S = 30
 
 
@@ -61,6 +62,16 @@ class PlatformTarget(Target):
             if counted > self.served or time.monotonic() - moved > _SETTLE_STALLED_S:
                 raise BenchError(f"{self.name}: {counted} calls metered, {self.served} served by the engine")
             time.sleep(0.2)
+
+    def put_further_deployment(self, mirror_percent: int | None) -> None:
+        """Another model behind the plain endpoint, with copies of so many of its calls; None: none."""
+        endpoint, deployments = _ENDPOINTS[PLAIN], self._client.serverless_deployments
+        if mirror_percent is not None:
+            deployments.put(
+                endpoint, _FURTHER, model=f"bench/{_ENDPOINTS['10ms']}", mirror_percent=mirror_percent
+            )
+        elif any(each["name"] == _FURTHER for each in deployments.list(endpoint)):
+            deployments.delete(endpoint, _FURTHER)
 
     def on_ledger(self) -> int:
         """Calls that the usage report knows."""
