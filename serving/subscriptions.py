@@ -16,7 +16,8 @@ from core.changes import record_change
 from core.errors import Conflict, Forbidden, Invalid, NotFound
 from core.ids import new_id
 from serving import store
-from serving.model import Endpoint
+from serving.online.store import list_online_deployments
+from serving.serverless_deployments import list_serverless_deployments
 from serving.tables import subscriptions
 
 MISSING = "subscription_missing"
@@ -129,21 +130,32 @@ def unsubscribe(connection: Connection, subscription: Subscription, now_ms: int)
     _tell(connection, subscription, now_ms)
 
 
-def dependents(connection: Connection, subscription: Subscription) -> list[Endpoint]:
-    """The project's serverless endpoints on models of the offer."""
-    found = store.list_endpoints(connection, project_id=subscription.project_id, kind="serverless")
-    models = {each.model_id: find_model(connection, each.model_id) for each in found}
-    offers = {
-        model_id: model.spec.marketplace.offer
-        for model_id, model in models.items()
-        if model is not None and model.spec.marketplace is not None
-    }
-    return [each for each in found if offers.get(each.model_id) == subscription.offer]
+def dependents(connection: Connection, subscription: Subscription) -> list[str]:
+    """What of the project needs it: names of serverless endpoints, and of further deployments and those of online
+    endpoints as `endpoint/deployment`."""
+    named: list[tuple[str, str]] = []  # and the model's id
+    for each in store.list_endpoints(connection, project_id=subscription.project_id):
+        if each.kind == "serverless":
+            named.append((each.name, each.model_id))
+            further = list_serverless_deployments(connection, each.id)
+            named += [(f"{each.name}/{one.name}", one.model_id) for one in further]
+        else:
+            online = list_online_deployments(connection, each.id)
+            named += [
+                (f"{each.name}/{one.name}", one.spec.model) for one in online if one.spec.kind == "catalog"
+            ]
+    offers = {model_id: _offer_of(connection, model_id) for _, model_id in named}
+    return [name for name, model_id in named if offers[model_id] == subscription.offer]
+
+
+def _offer_of(connection: Connection, model_id: str) -> str:
+    model = find_model(connection, model_id)
+    return "" if model is None or model.spec.marketplace is None else model.spec.marketplace.offer
 
 
 def _tell(connection: Connection, subscription: Subscription, now_ms: int) -> None:
-    """Gateways resolve the endpoints anew."""
-    for endpoint in dependents(connection, subscription):
+    """Gateways resolve the project's endpoints anew."""
+    for endpoint in store.list_endpoints(connection, project_id=subscription.project_id):
         record_change(connection, "endpoint", endpoint.id, now_ms)
 
 

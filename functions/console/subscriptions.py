@@ -44,7 +44,9 @@ class SubscriptionOut(BaseModel):
     project_id: str
     organization_id: str
     created_at: str
-    endpoints: list[str] = Field(description="Names of the project's serverless endpoints that need it.")
+    endpoints: list[str] = Field(
+        description="What of the project needs it: serverless endpoints, and deployments as `endpoint/deployment`."
+    )
 
 
 @router.post(
@@ -124,5 +126,5 @@ def _shown(connection: Connection, found: Subscription) -> SubscriptionOut:
         project_id=found.project_id,
         organization_id=found.org_id,
         created_at=iso(found.created_ms),
-        endpoints=[each.name for each in subscriptions.dependents(connection, found)],
+        endpoints=subscriptions.dependents(connection, found),
     )

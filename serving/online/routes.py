@@ -12,6 +12,7 @@ from serving.online import store
 from serving.online.collecting import Collecting, collecting
 from serving.online.model import OnlineDeployment
 from serving.online.spec import DeploymentSpec
+from serving.subscriptions import MISSING, subscribed
 from serving.traffic import Scoring, Split
 
 SCRIPT_MODEL = (
@@ -87,6 +88,7 @@ def _route(connection: Connection, endpoint: Endpoint, deployment: OnlineDeploym
         max_parallel=scoring.each,
         scoring=scoring,
         private=private,
+        suspended="" if found is None or subscribed(connection, found, endpoint.project_id) else MISSING,
     )
 
 

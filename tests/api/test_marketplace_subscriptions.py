@@ -109,9 +109,17 @@ def test_an_online_deployment_of_an_offer_needs_the_terms_too(offers: ConsolePla
     assert offers.client.post("/api/models", json=own).status_code == 201
     endpoint(offers)
     document = {"name": "blue", "model": "acme/own"}
-    refused(
-        offers.client.post("/api/online-endpoints/shop/deployments", json=document), 403, "model", "own-offer"
-    )
+    post = offers.client.post
+    refused(post("/api/online-endpoints/shop/deployments", json=document), 403, "model", "own-offer")
+    offers.post(SUBSCRIPTIONS, name="own", model="acme/own")
+    assert post("/api/online-endpoints/shop/deployments", json=document).status_code == 202
+    assert offers.get(f"{SUBSCRIPTIONS}/own")["endpoints"] == ["shop/blue"]
+    for code in ("", "subscription_missing"):
+        with offers.db.read() as connection:
+            route = resolve(connection, None, endpoint_name="shop")
+        assert route is not None and route.split is not None
+        assert route.split.routes["blue"].suspended == code
+        offers.client.delete(f"{SUBSCRIPTIONS}/own")
 
 
 @pytest.mark.parametrize(

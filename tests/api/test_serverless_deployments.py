@@ -112,7 +112,13 @@ def test_what_is_refused(chat: ConsolePlatform) -> None:
 def test_withdrawn_terms_close_only_that_deployment(chat: ConsolePlatform) -> None:
     chat.post("/api/marketplace-subscriptions", name="theirs", model="acme/theirs")
     assert put(chat, "theirs", "acme/theirs").status_code == 201
+    assert chat.get("/api/marketplace-subscriptions/theirs")["endpoints"] == ["chat/theirs"]
+    with chat.db.read() as connection:
+        seen = last_seq(connection)
     chat.client.delete("/api/marketplace-subscriptions/theirs")
+    with chat.db.read() as connection:
+        told = [each.ref for each in read_changes(connection, seen)]
+    assert chat.get("/api/serverless-endpoints/chat")["id"] in told
     head = route(chat)
     assert head.suspended == "" and head.split.routes["theirs"].suspended == "subscription_missing"
 
