@@ -17,7 +17,7 @@ WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev compile run up test test-fast check fmt sim bench lock clean
+.PHONY: help setup setup-dev compile run up test test-long test-fast check fmt sim bench lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,10 +35,13 @@ run: $(STAMP) compile ## Catalog to invoice on this machine with a real model; A
 up: $(STAMP) compile ## Start the platform in the foreground, nothing else; ARGS="--port 9000"
 	@exec $(BIN)/farebox up $(ARGS)
 
-test: $(DEV_STAMP) compile ## Every test, with a real PostgreSQL and a real vLLM
-	$(PYTEST) $(ARGS)
+test: $(DEV_STAMP) compile ## The tests, with a real PostgreSQL and a real vLLM
+	$(PYTEST) $(or $(ARGS),-m "not long")
 	$(if $(ARGS),,test ! -e $(VENV)/lib/farebox-compiled || $(PYTEST) -p tests.compiled_first tests/api/gateway/test_gateway_calls.py \
 	  tests/api/gateway/test_http_conformance.py tests/api/gateway/test_gateway_hang_ups.py)
+
+test-long: $(DEV_STAMP) compile ## What takes minutes by itself: docs/online-models.md as printed, with scikit-learn, MLflow and vLLM
+	$(PYTEST) -m long $(ARGS)
 
 test-fast: $(DEV_STAMP) ## The tests that start no engine and kill no process
 	$(PYTEST) -m "not engine and not crash" $(ARGS)

@@ -191,6 +191,24 @@ def test_blue_and_green(shop: Shop) -> None:
     assert json.dumps(usage)
 
 
+MLMODEL = """
+flavors:
+  python_function:
+    loader_module: rooms_loader
+    code: code
+    data: data
+    env: conda.yaml
+signature:
+  inputs: '[{"name": "a", "type": "double", "required": true}, {"name": "b", "type": "double", "required": true}]'
+  outputs: '[{"type": "double"}]'
+"""
+LOADER = """
+class Model:
+    def predict(self, frame, params=None):
+        return (frame["a"] + 10 * frame["b"]).to_numpy()
+def _load_pyfunc(path):
+    return Model()
+"""
 OWN = """
 import http.server, os, json
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -202,6 +220,38 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = answer
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 """
+
+
+@pytest.mark.timeout(400)
+def test_an_mlflow_model_needs_no_script(shop: Shop) -> None:
+    folder = shop.folder / "mlflow"
+    (folder / "code").mkdir(parents=True)
+    (folder / "data").mkdir()
+    (folder / "MLmodel").write_text(MLMODEL)
+    (folder / "code" / "rooms_loader.py").write_text(LOADER)
+    (folder / "requirements.txt").write_text("mlflow-skinny\npandas\nnumpy\n")
+    made = shop.operate(
+        "POST",
+        "/api/online-endpoints/shop/deployments",
+        {"name": "mlflow", "model": {"path": str(folder), "type": "mlflow_model"}, "instance_count": 1}
+        | {
+            "readiness_probe": {"initial_delay": 1, "period": 1},
+            "request_settings": {"request_timeout_ms": 20_000},
+        },
+    )
+    assert made["state"] == "Succeeded", made
+    key = shop.key()
+    rows = {"input_data": {"columns": ["a", "b"], "index": [0, 1], "data": [[1.0, 2.0], [3.0, 4.0]]}}
+    answer = score(shop, key, rows, azureml_model_deployment="mlflow")
+    assert (answer.status_code, answer.json()) == (200, [21.0, 43.0])
+    for wrong in (
+        {"input_data": [{"a": 1, "b": 2}]},
+        {"input_data": {"columns": ["a"], "data": [[1.0]]}},
+        {"a": 1},
+    ):
+        refused = score(shop, key, wrong, azureml_model_deployment="mlflow")
+        assert refused.status_code == 424
+        assert refused.headers["ms-azureml-model-error-statuscode"] == "400"
 
 
 def test_a_server_of_ones_own(shop: Shop) -> None:

@@ -13,7 +13,7 @@ import pytest
 from core.settings import Settings
 from tests import platform as platforms
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(1800)]
 
 PAGE = platforms.ROOT / "docs" / "online-models.md"
 RENTS = [705.0, 900.0]  # of the two flats in the page's request, as the least squares have them: ±10
