@@ -85,7 +85,7 @@ class RollOut:
     def __init__(
         self, platform: platforms.Platform, folder: Path, generator: Generator, rate: float, seconds: float
     ) -> None:
-        self._folder, self._generator, self._rate, self._seconds = folder, generator, rate, seconds
+        self._folder, self._generator = folder, generator
         self._ml = MLClient(url=platform.url, api_key=platform.admin_key)
         with platform.client() as client:
             client.organizations.create(NAME)

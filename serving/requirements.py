@@ -62,6 +62,7 @@ _CONDA_ONLY = frozenset(
     {"gcc", "gxx", "cmake", "r-base", "nodejs", "openjdk", "ffmpeg", "gcc_linux-64", "gxx_linux-64"}
 )
 _SPEC = re.compile(r"(?:[\w.-]+::)?([A-Za-z0-9_.-]+)\s*([^\[\]]*)(?:\[([^\]]*)\])?\s*")
+_MAX_SPEC = 300  # characters of one package
 _BRACKETS = re.compile(
     r"(\w+)\s*=\s*(?:'([^']*)'|\"([^\"]*)\"|([^,\s]*))"
 )  # conda's numpy[version='>=1.20,<2']
@@ -166,7 +167,9 @@ def _pip_part(part: Mapping[object, object], where: str) -> Iterator[str]:
 
 
 def _split(given: object, where: str) -> tuple[str, str]:
-    match = _SPEC.fullmatch(given.strip()) if isinstance(given, str) else None
+    # The bound keeps the patterns' backtracking short: what is given is a stranger's.
+    short = isinstance(given, str) and len(given) <= _MAX_SPEC
+    match = _SPEC.fullmatch(given.strip()) if short and isinstance(given, str) else None
     if match is None:
         raise Invalid(f"{where}: expected a package such as `numpy=1.26`, got {given!r:.100}", param=where)
     within = {each[1]: each[2] or each[3] or each[4] or "" for each in _BRACKETS.finditer(match[3] or "")}

@@ -111,7 +111,6 @@ def _write(call: Ended, exchange: Exchange, record: CallRecord, event: UsageEven
             "Path": call.path,
             "EndpointName": record.route.endpoint_name,
             "DeploymentName": call.deployment,
-            "Protocol": "HTTP/1.1",
             "ResponseCode": status,
             "ResponseCodeReason": event.status,
             "ModelStatusCode": call.model_status,

@@ -35,6 +35,8 @@ def test_condas_ways_of_writing(written: str, line: str) -> None:
         ({"npm": []}, "`pip:` with a list"),
         (17, "expected a package"),
         ("numpy[", "expected a package"),
+        ("numpy" + " " * 100_000 + "[", "expected a package"),
+        ("numpy[" + "v" * 100_000 + "]", "expected a package"),
         ("numpy=latest", "is no version"),
         ("r-base", "no Python package"),
     ],

@@ -61,10 +61,9 @@ def test_frames_are_kept_with_the_calls_id(tmp_path: Path) -> None:
     with scoring(tmp_path, SCRIPT, FAREBOX_COLLECT=settings(folder)) as scorer:
         assert scorer.post({"a": 1}, x_request_id="req-1").status_code == 200
         assert scorer.post({"id": "mine"}).json() == "mine"
-    given, named, twice = sorted(lines(folder), key=lambda each: (each["type"], each["xrequestid"]))[
-        1::-1
-    ] + [each for each in lines(folder) if each["type"].endswith("outputs")]
-    assert {given["correlationid"], named["correlationid"]} == {"req-1", "mine"}
+    by = {(each["type"].rpartition(".")[2], each["correlationid"]): each for each in lines(folder)}
+    assert set(by) == {("model_inputs", "req-1"), ("model_outputs", "req-1"), ("model_inputs", "mine")}
+    twice = by["model_outputs", "req-1"]
     assert (twice["xrequestid"], twice["data"]) == ("req-1", [{"twice": 2}])
     assert twice["type"] == "ai.farebox.inference.model_outputs" and twice["specversion"] == "1.0"
     assert twice["source"] == "/endpoints/shop/deployments/blue" and twice["time"].endswith("Z")
