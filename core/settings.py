@@ -78,6 +78,13 @@ class Settings:
         default="", repr=False
     )  # secret; empty: webhooks of Stripe are refused
     stripe_api_base: str = ""  # empty: Stripe's own address; for tests
+    content_safety_url: str = (
+        ""  # a moderation service (OpenAI's POST /moderations); empty: nothing is checked
+    )
+    content_safety_model: str = ""  # the `model` it is asked with; empty: none
+    content_safety_key_env: str = ""  # name of the environment variable with its API key
+    content_safety_timeout_s: int = 10  # one check takes at most this long
+    content_safety_fail_open: int = 0  # 1: what could not be checked passes; 0: it is answered 503
     drain_grace_s: int = 30  # SIGTERM: streams in flight get this long
     restart_pause_s: int = 5  # at most, before a gateway that ends again and again is started once more
 

@@ -79,6 +79,7 @@ def create_serverless(
     project_id: str,
     now_ms: int,
     tags: Mapping[str, str] | None = None,
+    content_safety: bool = True,
 ) -> Endpoint:
     """A new endpoint, Online at once: its model server starts on the first call.
 
@@ -101,6 +102,7 @@ def create_serverless(
         state="Online",
         tags=checked_tags,
         created_ms=now_ms,
+        content_safety=content_safety,
     )
     try:
         with connection.begin_nested():
@@ -178,6 +180,25 @@ def delete_endpoint(connection: Connection, endpoint: Endpoint, now_ms: int) -> 
     """
     store.mark_endpoint_deleted(connection, endpoint, max(now_ms, endpoint.created_ms))
     announce_state(connection, replace(endpoint, state="Deleted"), endpoint.state, now_ms)
+
+
+def update_serverless(
+    connection: Connection,
+    endpoint: Endpoint,
+    now_ms: int,
+    *,
+    tags: Mapping[str, str] | None = None,
+    content_safety: bool | None = None,
+) -> Endpoint:
+    """Change what is given. Invalid for a tag that breaks the rules."""
+    changed = replace(
+        endpoint,
+        tags=endpoint.tags if tags is None else check_tags(tags),
+        content_safety=endpoint.content_safety if content_safety is None else content_safety,
+    )
+    if changed != endpoint:
+        store.set_endpoint_options(connection, changed, now_ms)
+    return changed
 
 
 def suspend_endpoint(connection: Connection, endpoint: Endpoint, now_ms: int) -> Endpoint:

@@ -51,6 +51,7 @@ class Route:
         None  # of an online endpoint: the deployment is still to be chosen, and nothing else counts
     )
     private: bool = False  # callers in private networks only
+    screened: bool = False  # its prompts and answers are shown to the content check, if there is one
     suspended: str = ""  # why calls are refused, as an error's code: endpoint_suspended, subscription_missing
 
     @property
@@ -82,6 +83,7 @@ class Endpoint:
     tags: dict[str, str] = field(hash=False)
     created_ms: int
     deleted_ms: int | None = None
+    content_safety: bool = True  # of a serverless one: calls are checked where a content check is configured
 
 
 @dataclass(frozen=True, slots=True)

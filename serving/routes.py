@@ -159,6 +159,7 @@ def _route(connection: Connection, endpoint: Endpoint) -> Route | None:
             Tariff(p.starts_ms, p.unit_prices) for p in tariffs(connection, spec.id, endpoint.org_id)
         ),
         max_parallel=spec.engine.parallel,
+        screened=endpoint.content_safety,
         suspended=_suspended(connection, endpoint, spec),
     )
 

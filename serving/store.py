@@ -98,6 +98,13 @@ def set_endpoint_state(connection: Connection, endpoint: Endpoint, state: Endpoi
     record_change(connection, "endpoint", endpoint.id, now_ms)
 
 
+def set_endpoint_options(connection: Connection, endpoint: Endpoint, now_ms: int) -> None:
+    """Write what of a living endpoint can be changed."""
+    values = {"tags": json.dumps(endpoint.tags), "content_safety": endpoint.content_safety}
+    connection.execute(update(endpoints).where(endpoints.c.id == endpoint.id).values(**values))
+    record_change(connection, "endpoint", endpoint.id, now_ms)
+
+
 def endpoint_lives(connection: Connection, *, alive_after_ms: int = 0) -> list[EndpointLifeRow]:
     """Every organization's endpoints that lived at or after `alive_after_ms`: what the minute sweep bills.
 
@@ -326,6 +333,7 @@ def _endpoint(row: Row[Any]) -> Endpoint:
         tags=json.loads(row.tags),
         created_ms=row.created_ms,
         deleted_ms=row.deleted_ms,
+        content_safety=row.content_safety,
     )
 
 

@@ -1,6 +1,6 @@
 """Tables of endpoints, deployments and replicas."""
 
-from sqlalchemy import BigInteger, Column, Index, Integer, Table, Text, text
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, Table, Text, text, true
 
 from core.database import metadata
 
@@ -21,6 +21,7 @@ endpoints = Table(
     Column("tags", Text, nullable=False),  # JSON object of texts
     Column("created_ms", BigInteger, nullable=False),
     Column("deleted_ms", BigInteger, nullable=True),  # rows stay: their minutes were billed
+    Column("content_safety", Boolean, nullable=False, server_default=true()),
     Index(
         "uq_endpoints_living_name", "name_key", unique=True, sqlite_where=_LIVING, postgresql_where=_LIVING
     ),

@@ -92,6 +92,7 @@ ENDPOINT = {
     "openai_base_url": "http://127.0.0.1:8080/endpoints/my-chat/v1",
     "created_at": TIME,
     "tags": {"team": "search"},
+    "content_safety": "enabled",
     "deployment": DEPLOYMENT,
 }
 RECEIPT = {
@@ -243,6 +244,7 @@ def contract() -> dict[tuple[str, str], list[Answer]]:
         ("GET", f"{endpoint}/my-chat"): ENDPOINT,
         ("DELETE", f"{endpoint}/my-chat"): ENDPOINT | {"state": "Deleted"},
         ("POST", f"{endpoint}/my-chat/suspend"): ENDPOINT | {"state": "Suspended"},
+        ("PATCH", f"{endpoint}/my-chat"): ENDPOINT | {"content_safety": "disabled"},
         ("POST", f"{endpoint}/my-chat/reinstate"): ENDPOINT,
         ("POST", f"{endpoint}/my-chat/list-keys"): {"primaryKey": PRIMARY, "secondaryKey": SECONDARY},
         ("POST", f"{endpoint}/my-chat/regenerate-keys"): {"primaryKey": PRIMARY, "secondaryKey": SECONDARY},
@@ -286,7 +288,7 @@ class Stub:
             def do_GET(self) -> None:  # the base class's names
                 stub.answer(self)
 
-            do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
+            do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
             def log_message(self, *_: Any) -> None:
                 """Quiet."""

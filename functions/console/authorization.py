@@ -46,6 +46,7 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("POST", "/api/serverless-endpoints"): ADMIN,
     ("GET", "/api/serverless-endpoints"): ADMIN,
     ("GET", "/api/serverless-endpoints/{name}"): ADMIN,
+    ("PATCH", "/api/serverless-endpoints/{name}"): ADMIN,
     ("DELETE", "/api/serverless-endpoints/{name}"): ADMIN,
     ("POST", "/api/serverless-endpoints/{name}/suspend"): ADMIN,
     ("POST", "/api/serverless-endpoints/{name}/reinstate"): ADMIN,

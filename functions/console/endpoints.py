@@ -25,6 +25,7 @@ from serving.endpoints import (
     get_endpoint,
     reinstate_endpoint,
     suspend_endpoint,
+    update_serverless,
 )
 from serving.model import Endpoint, LiveStatus
 from serving.store import list_endpoints
@@ -33,6 +34,8 @@ from serving.subscriptions import check_subscribed, subscribed
 router = console_router("serverless endpoints")
 
 MAX_LOG_LINES = 5000
+
+ContentSafety = Literal["enabled", "disabled"]
 
 
 class NewEndpoint(Input):
@@ -46,6 +49,18 @@ class NewEndpoint(Input):
         default=None, description="Id, name, or organization/name. Without it: the only project."
     )
     tags: dict[str, str] | None = Field(default=None, examples=[{"team": "search"}])
+    content_safety: ContentSafety = Field(
+        default="enabled", description="Calls are checked, where the server has a content check."
+    )
+
+
+class EndpointChange(Input):
+    """What of an endpoint is to be changed; what is left out stays."""
+
+    tags: dict[str, str] | None = Field(default=None, examples=[{"team": "search"}])
+    content_safety: ContentSafety | None = Field(
+        default=None, description="Calls are checked, where the server has a content check."
+    )
 
 
 class RegenerateKey(Input):
@@ -77,6 +92,9 @@ class EndpointOut(BaseModel):
     openai_base_url: str = Field(examples=["http://127.0.0.1:8080/endpoints/my-chat/v1"])
     created_at: str
     tags: dict[str, str]
+    content_safety: Literal["enabled", "disabled", "not configured"] = Field(
+        description="Not configured: it is wanted, and the server has no content check (`content_safety_url`)."
+    )
     deployment: DeploymentOut
 
 
@@ -101,11 +119,12 @@ def create_endpoint(body: NewEndpoint, request: Request, deps: Deps) -> Endpoint
             project_id=project.id,
             now_ms=now_ms,
             tags=body.tags,
+            content_safety=body.content_safety == "enabled",
         )
         access_store.issue_endpoint_keys(
             connection, made.id, made.org_id, made.project_id, now_ms, deps.sealer
         )
-        return _endpoint(connection, made, live, base_address(request, deps.settings))
+        return _endpoint(connection, made, live, request, deps)
 
 
 @router.get("/serverless-endpoints", summary="List serverless endpoints")
@@ -120,13 +139,14 @@ def list_serverless_endpoints(
 ) -> Page[EndpointOut]:
     """Living ones, in order of creation."""
     live = deps.runtime.status()
-    base = base_address(request, deps.settings)
     with deps.db.read() as connection:
         project_id = None if project is None else access_store.find_project(connection, project).id
         found = list_endpoints(
             connection, project_id=project_id, kind="serverless", limit=limit + 1, after=after
         )
-        return page(found, limit, lambda each: _endpoint(connection, each, live, base), lambda each: each.id)
+        return page(
+            found, limit, lambda each: _endpoint(connection, each, live, request, deps), lambda each: each.id
+        )
 
 
 @router.get("/serverless-endpoints/{name}", summary="Show a serverless endpoint")
@@ -135,7 +155,30 @@ def get_serverless_endpoint(name: str, request: Request, deps: Deps) -> Endpoint
     live = deps.runtime.status()
     with deps.db.read() as connection:
         found = get_endpoint(connection, name)
-        return _endpoint(connection, found, live, base_address(request, deps.settings))
+        return _endpoint(connection, found, live, request, deps)
+
+
+@router.patch("/serverless-endpoints/{name}", summary="Change a serverless endpoint")
+def update_serverless_endpoint(
+    name: str, body: EndpointChange, caller: Caller, request: Request, deps: Deps
+) -> EndpointOut:
+    """Its tags, and whether its calls are checked; holds for calls from the next second on."""
+    now_ms, live = deps.clock.now_ms(), deps.runtime.status()
+    with deps.db.begin() as connection:
+        found = get_endpoint(connection, name)
+        safe = None if body.content_safety is None else body.content_safety == "enabled"
+        changed = update_serverless(connection, found, now_ms, tags=body.tags, content_safety=safe)
+        if changed.content_safety != found.content_safety:
+            record_audit(
+                connection,
+                now_ms=now_ms,
+                actor=caller.key_id,
+                action="endpoint.content_safety",
+                object_id=found.id,
+                org_id=found.org_id,
+                detail={"name": found.name, "content_safety": body.content_safety or ""},
+            )
+        return _endpoint(connection, changed, live, request, deps)
 
 
 @router.delete("/serverless-endpoints/{name}", summary="Delete a serverless endpoint")
@@ -145,7 +188,7 @@ def delete_serverless_endpoint(name: str, request: Request, deps: Deps) -> Endpo
     live = deps.runtime.status()
     with deps.db.begin() as connection:
         found = get_endpoint(connection, name)
-        shown = _endpoint(connection, found, live, base_address(request, deps.settings))
+        shown = _endpoint(connection, found, live, request, deps)
         delete_endpoint(connection, found, now_ms)
         access_store.revoke_endpoint_keys(connection, found.id, now_ms)
     return shown.model_copy(update={"state": "Deleted"})
@@ -222,7 +265,7 @@ def _change_state(
                 org_id=found.org_id,
                 detail={"name": found.name},
             )
-        return _endpoint(connection, changed, live, base_address(request, deps.settings))
+        return _endpoint(connection, changed, live, request, deps)
 
 
 def _state(connection: Connection, found: Endpoint, spec: ModelSpec) -> str:
@@ -231,9 +274,22 @@ def _state(connection: Connection, found: Endpoint, spec: ModelSpec) -> str:
     return found.state
 
 
+def _content_safety(
+    found: Endpoint, deps: ConsoleDependencies
+) -> Literal["enabled", "disabled", "not configured"]:
+    if not found.content_safety:
+        return "disabled"
+    return "enabled" if deps.settings.content_safety_url else "not configured"
+
+
 def _endpoint(
-    connection: Connection, found: Endpoint, live: Mapping[str, LiveStatus], base: str
+    connection: Connection,
+    found: Endpoint,
+    live: Mapping[str, LiveStatus],
+    request: Request,
+    deps: ConsoleDependencies,
 ) -> EndpointOut:
+    base = base_address(request, deps.settings)
     model = find_model(connection, found.model_id, include_removed=True)
     assert model is not None, "an endpoint's model is kept, even when it was removed from the catalog"
     return EndpointOut(
@@ -247,5 +303,6 @@ def _endpoint(
         openai_base_url=openai_base_url(base, found.name),
         created_at=iso(found.created_ms),
         tags=found.tags,
+        content_safety=_content_safety(found, deps),
         deployment=deployment_of(connection, found.deployment_id, live),
     )

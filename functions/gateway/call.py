@@ -6,9 +6,10 @@ The order that money depends on: the event is durable before the answer's last b
 import asyncio
 from typing import TYPE_CHECKING, Literal
 
-from core.errors import FareboxError, Unavailable, UpstreamFailed
+from core.errors import BadRequest, FareboxError, Unavailable, UpstreamFailed
 from core.log import get_logger
 from functions.gateway.balancing import Server
+from functions.gateway.content_safety import FILTERED, ContentWithheld, Screen
 from functions.gateway.exchange import Exchange
 from functions.gateway.figures import headers_of
 from functions.gateway.places import QueueRefused
@@ -17,6 +18,7 @@ from functions.gateway.retrying import busy, may_try_again, pause_s
 from functions.gateway.upstream import MAX_ERROR_BYTES, Answer, ServerGone, read_answer
 from functions.gateway.watchdog import Watchdog
 from metering.model import Status, UsageEvent
+from wire.dialects import Body
 
 if TYPE_CHECKING:
     from functions.gateway.gateway import Gateway
@@ -39,6 +41,7 @@ class MeteredCall:
         "_gateway",
         "_gone",
         "_record",
+        "_screen",
         "_sending",
         "_settling",
         "_stop_reason",
@@ -49,10 +52,16 @@ class MeteredCall:
     )
 
     def __init__(
-        self, gateway: "Gateway", exchange: Exchange, record: CallRecord, gone: ServerGone | None = None
+        self,
+        gateway: "Gateway",
+        exchange: Exchange,
+        record: CallRecord,
+        gone: ServerGone | None = None,
+        screen: Screen | None = None,
     ) -> None:
-        """`gone`: the fast lane made the first attempt in vain."""
+        """`gone`: the fast lane made the first attempt in vain. `screen`: the answer is to be checked."""
         self._gone = gone
+        self._screen = screen
         self._gateway = gateway
         self._exchange = exchange
         self._record = record
@@ -102,7 +111,10 @@ class MeteredCall:
             record.refused = True
             raise refusal(answer.status, answer.headers, await read_answer(answer, MAX_ERROR_BYTES))
         if record.request.stream and answer.content_type == "text/event-stream":
-            await self._relay(answer)
+            try:
+                await self._relay(answer)
+            except ContentWithheld:
+                await self._withhold_rest()
         else:
             await self._pass_on(answer)
 
@@ -205,10 +217,19 @@ class MeteredCall:
             raise UpstreamFailed("The model server's answer could not be understood.")
         self._record.note_answer(body)
         shown = self._record.render(body)
+        if self._screen is not None:
+            shown = await self._screened(shown)
         await self._settle("completed", 200)
         await self._exchange.answer(
             200, shown.data, headers_of(self._record.cost_lines()), shown.content_type
         )
+
+    async def _screened(self, shown: Body) -> Body:
+        assert self._screen is not None, "only what is checked comes here"
+        said, without = await self._screen.whole(shown.data)
+        if without:
+            self._record.finish_reason = FILTERED
+        return Body(shown.content_type, said)
 
     async def _relay(self, answer: Answer) -> None:
         """A streamed answer, piece by piece as the caller takes it."""
@@ -227,6 +248,8 @@ class MeteredCall:
             if not data:
                 break
             out = chunks.feed(data)
+            if out and self._screen is not None:
+                out = await self._screen.release(out)
             if out:
                 if not forwarding:
                     forwarding = True
@@ -244,10 +267,27 @@ class MeteredCall:
                 now_ms = self._gateway.clock.now_ms()
                 self._gateway.journal.note_progress(self._record.event("interrupted", 200, now_ms))
                 self._gateway.limits.keep(self._record, now_ms)
+        held = b""
         last = self._record.end_stream(self._gateway.clock.now_ms())
+        if self._screen is not None:
+            held = await self._screen.release(self._record.take_rest(), last=True)
+            last = self._record.stream_end()
         await self._settle("completed", 200)
         if self._record.tally is not None:
             last = self._record.stream_end()  # what it counted and cost was not known before
+        await self._exchange.stop_comments()
+        await self._exchange.finish(held + last)
+
+    async def _withhold_rest(self) -> None:
+        """The rest of a stream must not go out. What the server made of it by now is billed."""
+        record, screen = self._record, self._screen
+        assert screen is not None and record.chunks is not None, "only what is checked is withheld"
+        self._leave_server()
+        record.chunks.finish_reason, record.ended_ms = FILTERED, self._gateway.clock.now_ms()
+        await self._settle("interrupted", 200)
+        record.take_rest()
+        end = screen.finish_event()
+        last = end + record.stream_end() if end else self._exchange.error_event(_withheld())
         await self._exchange.stop_comments()
         await self._exchange.finish(last)
 
@@ -362,3 +402,8 @@ class MeteredCall:
             event = await gateway.counting.recount(record, event)
         await gateway.journal.append(event)
         return event
+
+
+def _withheld() -> BadRequest:
+    """The end of a stream, in APIs whose streams have no word for it."""
+    return BadRequest("The answer was withheld by this endpoint's content filter.", code=FILTERED)

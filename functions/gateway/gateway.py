@@ -10,6 +10,7 @@ from core.errors import FareboxError, JournalFull, Unavailable
 from core.log import get_logger
 from functions.gateway.activity import Activity
 from functions.gateway.collector import Collector
+from functions.gateway.content_safety import ContentSafety
 from functions.gateway.counting import COUNT_S, Counting
 from functions.gateway.deadlines import Deadlines
 from functions.gateway.dependencies import GatewayDependencies
@@ -52,6 +53,7 @@ class Gateway:
             on_policy=lambda change: self.limits.changed(change),
         )
         limiting = dependencies.limiting or no_limits()
+        self.safety = ContentSafety(settings) if settings.content_safety_url else None
         self.limits = Limiter(limiting, self.clock, self.settings, dependencies.control)
         self.upstream = Upstream(settings)
         self.counting = Counting(self.upstream, dependencies.control)
@@ -91,6 +93,8 @@ class Gateway:
         self.upstream.open()
         self.deadlines.start()
         await self.control.open()
+        if self.safety is not None:
+            await self.safety.open()
         loop = asyncio.get_running_loop()
         await self.limits.start()
         runs = (self.lookups.run(), self.activity.run(), self.limits.run())
@@ -116,6 +120,8 @@ class Gateway:
         self.deadlines.stop()
         self.upstream.close()
         await self.control.close()
+        if self.safety is not None:
+            await self.safety.close()
 
     async def drain(self) -> bool:
         """Take no new calls and wait for those in flight, at most `drain_grace_s`; True when none is left."""

@@ -12,6 +12,7 @@ from core.errors import BadRequest, FareboxError, Forbidden, NotFound, Unauthent
 from core.ids import new_id
 from core.log import get_logger
 from functions.gateway.call import MeteredCall
+from functions.gateway.content_safety import Screen
 from functions.gateway.exchange import Exchange, HangUp, Receive, Scope, Send
 from functions.gateway.free_call import FreeCall
 from functions.gateway.gateway import Gateway
@@ -161,6 +162,8 @@ def warm_call(
         route, shadow = choose(route, headers)
     if route.suspended or not route.urls or operation not in OPERATIONS_OF_TASK.get(route.task, ()):
         return None
+    if gateway.safety is not None and gateway.safety.applies(route.screened, operation):
+        return None
     servers = gateway.places.of(route)
     if servers.free <= 0:  # others may wait already
         return None
@@ -269,10 +272,23 @@ class HotRoutes:
         if (waiting := gateway.limits.admit(record, body)) is not None:
             await waiting
         exchange.more_headers = limit_headers(record)
+        screen = await self._screen(record)
         if shadow is not None:
             gateway.mirrors.copy_call(record, shadow, read_request(exchange, plan, body))
         gateway.metrics.prepare.note((perf_counter_ns() - began_ns) // 1000)
-        return MeteredCall(gateway, exchange, record)
+        return MeteredCall(gateway, exchange, record, screen=screen)
+
+    async def _screen(self, record: CallRecord) -> Screen | None:
+        """The check of the answer, once the prompt has passed. BadRequest or Unavailable: it did not."""
+        safety = self._gateway.safety
+        if safety is None or not safety.applies(record.route.screened, record.operation):
+            return None
+        try:
+            await safety.check_request(record)
+        except BaseException:
+            self._gateway.limits.release(record)
+            raise
+        return Screen(safety, record.operation, record.request_id)
 
     async def _route(
         self,

@@ -212,6 +212,11 @@ class CallRecord:
         closing = chunks.closing_events(cost_of(usage, self.route, self.ended_ms).usd, counted)
         return self._rest + closing + chunks.terminator
 
+    def take_rest(self) -> bytes:
+        """What the server wrote last, taken out of the end of the stream: it is to be looked at first."""
+        rest, self._rest = self._rest, b""
+        return rest
+
     @property
     def finished(self) -> bool:
         """The engine said all it had to say in a stream, whether or not the caller took it."""

@@ -10,6 +10,7 @@ from farebox.types import (
     ApiKey,
     Budget,
     BudgetWindow,
+    ContentSafety,
     CreatedApiKey,
     Deployment,
     EndpointKeys,
@@ -107,11 +108,34 @@ class ServerlessEndpoints(Resource):
     """Stable addresses of catalog models, billed by the token and the minute."""
 
     def create(
-        self, name: str, *, model: str, project: str | None = None, tags: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        model: str,
+        project: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        content_safety: ContentSafety | None = None,
     ) -> ServerlessEndpoint:
-        """Without `project`: the only one there is."""
-        body = given(name=name, model=model, project=project, tags=dict(tags) if tags else None)
+        """Without `project`: the only one there is. Without `content_safety`: enabled."""
+        body = given(
+            name=name,
+            model=model,
+            project=project,
+            tags=dict(tags) if tags else None,
+            content_safety=content_safety,
+        )
         return cast(ServerlessEndpoint, self._transport.json("POST", "/api/serverless-endpoints", json=body))
+
+    def update(
+        self,
+        name: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        content_safety: ContentSafety | None = None,
+    ) -> ServerlessEndpoint:
+        """Change what is given; `tags` replace all there are."""
+        body = given(tags=None if tags is None else dict(tags), content_safety=content_safety)
+        return cast(ServerlessEndpoint, self._transport.json("PATCH", self._path(name), json=body))
 
     def list(self, *, project: str | None = None) -> list[ServerlessEndpoint]:
         return self._all("/api/serverless-endpoints", project=project)

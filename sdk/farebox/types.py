@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, NotRequired, TypedDict, TypeVar
 T = TypeVar("T")
 
 KeyType = Literal["primary", "secondary"]
+ContentSafety = Literal["enabled", "disabled"]
 LimitScope = Literal["key", "project", "organization", "endpoint"]
 BudgetWindow = Literal["day", "month", "total"]
 
@@ -150,6 +151,7 @@ class ServerlessEndpoint(TypedDict):
     openai_base_url: str
     created_at: str
     tags: dict[str, str]
+    content_safety: Literal["enabled", "disabled", "not configured"]
     deployment: Deployment
 
 

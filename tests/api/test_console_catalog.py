@@ -115,6 +115,7 @@ def test_an_endpoint_from_creation_to_deletion(console: ConsolePlatform) -> None
         "openai_base_url": "http://farebox.test:8080/endpoints/my-chat/v1",
         "created_at": iso(console.clock.now_ms()),
         "tags": {"team": "a"},
+        "content_safety": "not configured",
         "deployment": made["deployment"],
     }
     assert made["deployment"]["state"] == "ready"

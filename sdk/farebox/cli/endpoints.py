@@ -13,13 +13,15 @@ from farebox.cli.models import model_ids
 from farebox.cli.organizations import project_names
 from farebox.cli.output import Column, print_data, print_done, print_list, print_object, write_text
 from farebox.cli.problems import suggesting
+from farebox.types import ContentSafety, ServerlessEndpoint
 
 _FOLLOW_EVERY_S = 1.0
 _FOLLOW_LINES = 1000
 
-_FILE_FIELDS = ("name", "model", "model_id", "project", "tags")
+_FILE_FIELDS = ("name", "model", "model_id", "project", "tags", "content_safety")
 # Fields of Azure ML's serverless YAML that say nothing to this server: accepted, and said so once.
-_AZURE_FIELDS = ("auth_mode", "content_safety", "description", "display_name", "properties")
+_AZURE_FIELDS = ("auth_mode", "description", "display_name", "properties")
+_SWITCH = click.Choice(("enabled", "disabled"))
 
 
 @click.group("serverless-endpoint", cls=Group)
@@ -44,6 +46,11 @@ def serverless_endpoint() -> None:
     "--tag", "tags", multiple=True, callback=parse_tags, metavar="K=V", help="A tag; may be repeated."
 )
 @click.option(
+    "--content-safety",
+    type=_SWITCH,
+    help="Check calls, where the server has a content check (as without it).",
+)
+@click.option(
     "-f", "--file", "path", metavar="FILE", help="A YAML file, ours or Azure ML's; options win over it."
 )
 @pass_state
@@ -53,6 +60,7 @@ def endpoint_create(
     model_id: str | None,
     project: str | None,
     tags: Mapping[str, str],
+    content_safety: ContentSafety | None,
     path: str | None,
 ) -> None:
     """Make an endpoint for a model of the catalog.
@@ -77,8 +85,13 @@ def endpoint_create(
         suggesting(project, lambda: project_names(state), "farebox project list", param="project"),
     ):
         created = state.client.serverless_endpoints.create(
-            name, model=model_id, project=project, tags=all_tags
+            name,
+            model=model_id,
+            project=project,
+            tags=all_tags,
+            content_safety=content_safety or wanted.get("content_safety"),
         )
+    _note_unchecked(content_safety or wanted.get("content_safety"), created)
     print_object(state, created)
     if is_terminal(sys.stderr):
         note(f'Try it: farebox chat --endpoint {name} "Hello!"')
@@ -112,7 +125,25 @@ def _from_file(path: str) -> dict[str, Any]:
     model_id = fields.get("model") or fields.get("model_id")
     if model_id:
         wanted["model"] = catalog_id(str(model_id))
+    if "content_safety" in fields:
+        wanted["content_safety"] = _switch_of(fields["content_safety"], path)
     return wanted | {"tags": _tags_of(fields.get("tags"), path)}
+
+
+def _switch_of(value: object, path: str) -> str:
+    """Of `content_safety: enabled`, or as Azure ML writes it: `content_safety: {content_safety_status: enabled}`."""
+    status = value.get("content_safety_status") if isinstance(value, dict) else value
+    wanted = str(status).lower()
+    if wanted not in _SWITCH.choices:
+        raise click.UsageError(f"-f {path}: content_safety: expected enabled or disabled, got {status!r}")
+    return wanted
+
+
+def _note_unchecked(asked: str | None, endpoint: ServerlessEndpoint) -> None:
+    if asked == "enabled" and endpoint["content_safety"] == "not configured":
+        note(
+            "Note: calls are not checked: the server has no content check (setting FAREBOX_CONTENT_SAFETY_URL)"
+        )
 
 
 def catalog_id(text: str) -> str:
@@ -140,6 +171,38 @@ def _tags_of(tags: object, path: str) -> dict[str, str]:
         str(name): str(value).lower() if isinstance(value, bool) else str(value)
         for name, value in tags.items()
     }
+
+
+@serverless_endpoint.command(
+    "update",
+    examples=[
+        "farebox serverless-endpoint update my-qwen --content-safety disabled",
+        "farebox serverless-endpoint update my-qwen --tag team=search --tag stage=prod",
+    ],
+)
+@click.argument("name")
+@click.option("--content-safety", type=_SWITCH, help="Check calls, where the server has a content check.")
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    callback=parse_tags,
+    metavar="K=V",
+    help="A tag; may be repeated. Those given replace all there are.",
+)
+@pass_state
+def endpoint_update(
+    state: State, name: str, content_safety: ContentSafety | None, tags: Mapping[str, str]
+) -> None:
+    """Change an endpoint's content check or its tags. Calls go on meanwhile."""
+    if content_safety is None and not tags:
+        raise click.UsageError("nothing to change: add --content-safety or --tag")
+    with _suggesting_endpoint(state, name):
+        changed = state.client.serverless_endpoints.update(
+            name, tags=tags or None, content_safety=content_safety
+        )
+    _note_unchecked(content_safety, changed)
+    print_object(state, changed)
 
 
 @serverless_endpoint.command("list", examples=["farebox serverless-endpoint list"])
