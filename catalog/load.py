@@ -12,6 +12,7 @@ from catalog.model import (
     ENGINE_KINDS,
     MAX_PARALLEL,
     TASKS,
+    Adapter,
     Capabilities,
     Engine,
     License,
@@ -34,6 +35,7 @@ _FIELDS = (
     "description",
     "task",
     "source",
+    "adapter",
     "license",
     "marketplace",
     "context_length",
@@ -87,7 +89,10 @@ def model_document(spec: ModelSpec) -> dict[str, Any]:
     """The fields of `spec` as its file would have them; feeding it to `parse_model` gives `spec` again."""
     values = asdict(spec)
     document = {name: _bare(values[name]) for name in _FIELDS if name != "prices"}
-    document["engine"] = _bare(values["engine"]) | {"kind": spec.engine.kind}
+    if spec.adapter is None:
+        document["engine"] = _bare(values["engine"]) | {"kind": spec.engine.kind}
+    else:
+        del document["engine"]
     if spec.source and spec.source.builtin:
         document["source"] = {"builtin": spec.source.builtin}
     document["prices"] = prices_document(spec.prices.by_sku())
@@ -119,7 +124,8 @@ def _spec(document: Document) -> ModelSpec:
         raise top.wrong(
             "source", "a builtin source is for a model that Farebox serves, not for an external engine"
         )
-    if engine.kind != "external" and source is None:
+    adapter = _adapter(top, task)
+    if engine.kind != "external" and source is None and adapter is None:
         raise top.wrong(
             "source",
             "the field is missing: give source: {repository: OWNER/NAME} to serve the model here, "
@@ -133,6 +139,7 @@ def _spec(document: Document) -> ModelSpec:
         publisher=top.text("publisher"),
         description=top.prose("description", limit=2000),
         source=source,
+        adapter=adapter,
         license=_license(top),
         marketplace=_marketplace(top),
         context_length=top.whole(
@@ -165,6 +172,23 @@ def _source(top: Fields) -> Source | None:
             "revision", limit=128, pattern=r"[A-Za-z0-9][A-Za-z0-9._/-]*", expected="a branch, tag or commit"
         )
         or "main",
+    )
+
+
+def _adapter(top: Fields, task: Task) -> Adapter | None:
+    fields = top.inner("adapter", ("base", "path"))
+    if fields is None:
+        return None
+    for name in ("source", "engine", "requirements"):
+        if name in top:
+            raise top.wrong(name, f"a fine-tune is served by its base's servers, so it has no {name}")
+    if task not in ("chat", "completion"):
+        raise fields.wrong(None, f"only chat and completion models have fine-tunes here, not {task}")
+    return Adapter(
+        base=fields.text(
+            "base", limit=MAX_ID, pattern=_ID, expected="the catalog id of the base model", needed=True
+        ),
+        path=fields.text("path", limit=1000, pattern="/.+", expected="an absolute path", needed=True),
     )
 
 

@@ -34,6 +34,14 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA fine-tune: the weights that change a base model of the catalog, whose servers load them."""
+
+    base: str  # the base's catalog id
+    path: str  # absolute folder on the machine of the servers, as PEFT's save_pretrained writes it
+
+
+@dataclass(frozen=True, slots=True)
 class License:
     """The license of the weights; `accept_terms` when the hub asks each user to accept terms first."""
 
@@ -137,6 +145,7 @@ class ModelSpec:
     publisher: str = ""
     description: str = ""
     source: Source | None = None
+    adapter: Adapter | None = None  # then there is no source and no engine: those of its base hold
     license: License | None = None
     marketplace: Marketplace | None = None
     context_length: int = 0  # tokens; always stated for chat and completion

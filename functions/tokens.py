@@ -84,6 +84,8 @@ def token_counter(settings: Settings, db: Database) -> TokenCounter:
     def find_file(model_id: str) -> Path | None:
         with db.read() as connection:
             model = find_model(connection, model_id)
+            if model is not None and model.spec.adapter is not None:
+                model = find_model(connection, model.spec.adapter.base)
         return None if model is None else tokenizer_file(model.spec, settings)
 
     return TokenCounter(find_file)

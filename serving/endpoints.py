@@ -11,6 +11,7 @@ from catalog.store import get_model
 from core.errors import Conflict, Invalid, NotFound
 from core.ids import new_id
 from serving import store
+from serving.fine_tunes import pool_model
 from serving.model import Endpoint, EndpointKind, EndpointState
 from webhooks.model import ENDPOINT_STATE
 from webhooks.outbox import enqueue_event
@@ -90,7 +91,7 @@ def create_serverless(
     checked_tags = check_tags(tags)
     model = get_model(connection, model_id).spec
     refuse_name_in_use(connection, name, org_id)
-    pool = store.pool_for(connection, model.id, now_ms)
+    pool = store.pool_for(connection, pool_model(connection, model).id, now_ms)
     endpoint = Endpoint(
         id=new_id("ep", now_ms),
         kind="serverless",

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,7 @@ class Launch:
     env: Mapping[str, str]  # the whole environment
     cwd: Path | None = None
     health_path: str = "/health"
+    fine_tunes: frozenset[tuple[str, str]] = frozenset()  # id and folder of each adapter that it loads
     needed_bytes: int = 0  # of the memory it will take, so that two starts at once do not both count on it
     prepare: Callable[[Callable[[str], None]], None] = _nothing_to_prepare
     """Make what must exist before the start, e.g. build a model; tells its phase to the callable given."""
@@ -49,4 +50,4 @@ class Launcher(Protocol):
     Must be quick and without side effects: it is also asked what a server found running should have been.
     """
 
-    def __call__(self, spec: ModelSpec, port: int) -> Launch: ...
+    def __call__(self, spec: ModelSpec, port: int, fine_tunes: Sequence[ModelSpec] = ()) -> Launch: ...

@@ -4,6 +4,7 @@ It must be the only one on its home (the platform's lock sees to that): it ends 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +22,7 @@ from metering.engine_counters import ReadingReason
 from serving import store
 from serving.counters import CountedServer, CounterReader
 from serving.environments import VirtualEnvironments
+from serving.fine_tunes import adapters_of, fine_tunes_of, usable
 from serving.launch import Launcher
 from serving.model import LiveStatus, Replica, WakeStatus
 from serving.online.launch import Environments, OnlineLauncher
@@ -31,6 +33,7 @@ from serving.supervision import Supervisor
 
 _log = get_logger(__name__)
 _LOOK_EVERY_S = 2.0
+_OFFER_S = 5.0
 _MAX_WAIT_MS = 3_600_000
 
 
@@ -73,6 +76,7 @@ class LocalRuntime:
         self._supervisors: dict[str, Supervisor] = {}
         self._recovery: asyncio.Task[None] | None = None
         self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # while `run` runs
 
     # --- asked by the gateway -------------------------------------------------------------------
 
@@ -108,6 +112,17 @@ class LocalRuntime:
                 self._online.report(deployment_id, in_flight, last_ms)
 
     # --- asked by the console -------------------------------------------------------------------
+
+    def offer(self, deployment_id: str) -> None:
+        """A new endpoint offers a model of this deployment. Afterwards no call gets a server that does not know it.
+
+        From any thread but the loop's. What takes too long is seen to within `_LOOK_EVERY_S`.
+        """
+        if self._loop is None:
+            return
+        waiting = asyncio.run_coroutine_threadsafe(self._replace_outdated([deployment_id]), self._loop)
+        with contextlib.suppress(TimeoutError, SQLAlchemyError, Unavailable):
+            waiting.result(_OFFER_S)
 
     def status(self) -> dict[str, LiveStatus]:
         """Every deployment woken since the start; `serving.view` has the whole picture."""
@@ -165,6 +180,7 @@ class LocalRuntime:
 
     async def run(self) -> None:
         """Until cancelled: adopt or end what an earlier life left, then see to servers that nobody needs."""
+        self._loop = asyncio.get_running_loop()
         while True:
             try:
                 await self.recovered()
@@ -213,9 +229,29 @@ class LocalRuntime:
         running = [each for each in self._supervisors.values() if each.running]
         if not running:
             return
-        unused = await asyncio.to_thread(self._unused, [each.deployment_id for each in running])
+        ids = [each.deployment_id for each in running]
+        unused = await asyncio.to_thread(self._unused, ids)
         for supervisor in running:
             supervisor.set_unused(supervisor.deployment_id in unused)
+        await self._replace_outdated(ids)
+
+    async def _replace_outdated(self, ids: list[str]) -> None:
+        """Have servers replaced that lack a fine-tune which an endpoint offers."""
+        wanted = await asyncio.to_thread(
+            self._fine_tunes, [each for each in ids if each in self._supervisors]
+        )
+        for deployment_id, fine_tunes in wanted.items():
+            if self._supervisors[deployment_id].lacks(fine_tunes):
+                await self._supervisors[deployment_id].replace_server()
+
+    def _fine_tunes(self, ids: list[str]) -> dict[str, frozenset[tuple[str, str]]]:
+        found = {}
+        with self._around.db.read() as connection:
+            for deployment_id in ids:
+                pool = store.find_deployment(connection, deployment_id)
+                if pool is not None and (wanted := fine_tunes_of(connection, pool)):
+                    found[deployment_id] = adapters_of(usable(wanted))
+        return found
 
     def _unused(self, ids: list[str]) -> set[str]:
         with self._around.db.read() as connection:

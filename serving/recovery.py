@@ -7,6 +7,7 @@ from catalog.store import find_model
 from core.errors import FareboxError
 from core.log import get_logger
 from serving import processes, store
+from serving.fine_tunes import fine_tunes_of
 from serving.health import check_health
 from serving.launch import Launch
 from serving.model import Replica, ReplicaState
@@ -68,13 +69,14 @@ def _wanted(around: Surroundings, replica: Replica) -> Launch | None:
     with around.db.read() as connection:
         deployment = store.find_deployment(connection, replica.deployment_id)
         model = find_model(connection, deployment.model_id) if deployment else None
+        fine_tunes = fine_tunes_of(connection, deployment) if deployment else []
         used = store.deployment_in_use(connection, replica.deployment_id)
     if deployment is None or deployment.kind != "pool":
         return None  # an online deployment's instances are started anew
     if model is None or model.spec.external or not used:
         return None
     try:
-        return around.launcher(model.spec, replica.port)
+        return around.launcher(model.spec, replica.port, fine_tunes)
     except FareboxError:
         return None
 

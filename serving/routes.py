@@ -139,6 +139,12 @@ def _route(connection: Connection, endpoint: Endpoint) -> Route | None:
     if model is None:
         return None
     spec = model.spec
+    if spec.adapter is None:
+        engine = spec.engine
+    elif (base := find_model(connection, spec.adapter.base)) is not None:
+        engine = base.spec.engine
+    else:
+        return None
     return Route(
         endpoint_id=endpoint.id,
         endpoint_name=endpoint.name,
@@ -158,7 +164,7 @@ def _route(connection: Connection, endpoint: Endpoint) -> Route | None:
         tariffs=tuple(
             Tariff(p.starts_ms, p.unit_prices) for p in tariffs(connection, spec.id, endpoint.org_id)
         ),
-        max_parallel=spec.engine.parallel,
+        max_parallel=engine.parallel,
         screened=endpoint.content_safety,
         suspended=_suspended(connection, endpoint, spec),
     )

@@ -24,6 +24,7 @@ from core.errors import FareboxError, NotFound, Unavailable
 from core.ids import new_id
 from core.log import get_logger
 from serving import store
+from serving.fine_tunes import fine_tunes_of
 from serving.launch import Launch
 from serving.model import DeploymentState, LiveStatus, Replica, WakeStatus
 from serving.processes import Server
@@ -33,6 +34,8 @@ _log = get_logger(__name__)
 _MAX_RETRY_AFTER_S = 120  # the official clients do not retry at all when told to wait longer
 _OVERDUE_MS = 5_000  # later than expected: nothing better is known than to look again soon
 _ROTATE_EVERY_MS = 5_000
+_LOOK_AGAIN_S = 0.02
+_OUTDATED = "another one is to know a new fine-tune"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class _Wanted:
     """What the database says is to be started."""
 
     spec: ModelSpec
+    fine_tunes: list[ModelSpec]
     usual_start_ms: int
 
 
@@ -59,6 +63,7 @@ class Supervisor:
         self._stop_reason = ""  # end now, whatever happens
         self._called = False  # somebody called since a stop began
         self._unused = False  # no endpoint stands before it
+        self._outdated = False  # its server lacks something that an endpoint offers
         self._in_flight = 0
         self._reported_at = 0
         self._last_call_ms: int | None = None
@@ -170,6 +175,24 @@ class Supervisor:
         run.launch = launch
         self._begin(run)
 
+    def lacks(self, fine_tunes: frozenset[tuple[str, str]]) -> bool:
+        """Whether there is a server, ready or starting, that does not know all of these."""
+        launch = self._run.launch if self._run is not None else None
+        live = self._state in ("starting", "ready") and launch is not None
+        return live and launch is not None and not fine_tunes <= launch.fine_tunes
+
+    async def replace_server(self) -> None:
+        """Have the server end, which lets its calls finish, and the next call start another.
+
+        Returns when the gateway has been told to send nobody there any more.
+        """
+        if self._task is None:
+            return
+        self._outdated = True
+        self._poke.set()
+        while self._outdated and self.ready_replica is not None:  # noqa: ASYNC110  # rare, and soon over
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
     async def stop(self, reason: str) -> None:
         """End the server now, whatever it is doing, and start none again."""
         self._stop_reason = reason
@@ -220,13 +243,16 @@ class Supervisor:
 
     async def _one_life(self, adopted: Run | None) -> bool:
         """From the start to the end of one server; True when another one is to be started at once."""
-        self._called = False
+        self._called = self._outdated = False
         run = self._run = adopted or self._new_run()
         try:
             if adopted is None:
                 await self._start(run)
             if run.replica.state != "ready":
                 await run.wait_until_ready(self._rest)
+            if self._outdated:  # nobody was told of it
+                await run.finish("stopped", _OUTDATED)
+                return True
             self._become_ready(run)
             await self._watch(run)
         except StopAskedError:
@@ -256,7 +282,7 @@ class Supervisor:
         except SQLAlchemyError as error:
             raise Unavailable(f"the database cannot be read: {error}"[:400]) from error
         self._usual_start = wanted.usual_start_ms
-        make = partial(self._around.launcher, wanted.spec)
+        make = partial(self._around.launcher, wanted.spec, fine_tunes=wanted.fine_tunes)
         await run.begin(make, self._show_phase, self._check_stop)
 
     def _read_wanted(self) -> _Wanted:
@@ -269,10 +295,11 @@ class Supervisor:
                 raise Unavailable(f"the model {deployment.model_id!r} is no longer in the catalog")
             if not store.deployment_in_use(connection, self.deployment_id):
                 raise Unavailable(f"no endpoint uses the model {deployment.model_id!r} any more")
+            fine_tunes = fine_tunes_of(connection, deployment)
             starts = store.measured_starts(connection, self.deployment_id)
         self._unused = False
         usual = round(statistics.median(starts)) if starts else self._around.timing.usual_start
-        return _Wanted(model.spec, usual)
+        return _Wanted(model.spec, fine_tunes, usual)
 
     def _show_phase(self, text: str) -> None:
         if self._state == "starting":
@@ -332,7 +359,7 @@ class Supervisor:
 
     def _should_stop(self, now: int) -> bool:
         quiet = now - self._active_at
-        if self._stop_reason:
+        if self._stop_reason or self._outdated:
             return True
         if self._unused:
             return self._calls() == 0 or quiet >= self._around.timing.drain_grace
@@ -341,16 +368,19 @@ class Supervisor:
     async def _stop_server(self, run: Run) -> bool:
         """Stop it, unless somebody calls while the gateway is being told; True when it is stopped."""
         reason = self._stop_reason or ("no endpoint uses it" if self._unused else "no calls")
+        if self._outdated:
+            reason = _OUTDATED
         self._called = False
         self._set("idle", "stopping")
         await run.save(state="stopping", phase="telling the gateway")
         deadline = self._around.clock.monotonic_ms() + self._around.timing.notice
-        while not self._called and not self._stop_reason:
+        while (self._outdated or not self._called) and not self._stop_reason:
             left = deadline - self._around.clock.monotonic_ms()
             if left <= 0:
                 break
             await self._pause(min(left, self._around.timing.tick))
-        if (self._called or (self._calls() and not self._unused)) and not self._stop_reason:
+        back = (self._called or (self._calls() and not self._unused)) and not self._outdated
+        if back and not self._stop_reason:
             await run.save(state="ready", phase="")
             self._called = False
             self._set("ready")

@@ -1,9 +1,10 @@
 """Turns a catalog entry into vLLM's command on this machine: engine, model, memory."""
 
 import functools
+import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from core.errors import Unavailable
 from core.settings import Settings
 from serving.engines import install, memory, vllm
 from serving.engines.pip_run import EngineInstallError
+from serving.fine_tunes import RANKS, adapters_of, usable
 from serving.launch import Launch
 
 _GIB = 1024**3
 _HOST = "127.0.0.1"
 _LENGTH_ARGUMENT = "--max-model-len"
 _GENERATING = ("chat", "completion")
+_MAX_LORAS = 8
 _MAX_CPU_CACHE_GIB = 4  # for keys and values; vLLM then fits the context into it
 
 
@@ -38,7 +41,7 @@ class VllmLauncher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def __call__(self, spec: ModelSpec, port: int) -> Launch:
+    def __call__(self, spec: ModelSpec, port: int, fine_tunes: Sequence[ModelSpec] = ()) -> Launch:
         """The command of one server. Unavailable when the engine is missing; Invalid arguments are said too."""
         kind = _machine_kind() if spec.engine.kind == "vllm" else spec.engine.kind
         try:
@@ -47,9 +50,16 @@ class VllmLauncher:
             raise Unavailable(str(error), code="engine_not_installed") from error
         model = self._model(spec)
         cache_gib = _cache_gib(spec)
+        ranks = usable(fine_tunes, warn=True)
         try:
             argv = vllm.serve_command(
-                python, model, spec.id, _HOST, port, _arguments(spec), "cuda" if kind == "vllm" else "cpu"
+                python,
+                model,
+                spec.id,
+                _HOST,
+                port,
+                (*_lora_arguments(spec, ranks), *_arguments(spec)),
+                "cuda" if kind == "vllm" else "cpu",
             )
         except ValueError as error:
             raise Unavailable(f"{spec.id} cannot be started: {error}") from error
@@ -64,6 +74,7 @@ class VllmLauncher:
         return Launch(
             argv=tuple(argv),
             env=env,
+            fine_tunes=adapters_of(ranks),
             needed_bytes=need.needed_bytes,
             prepare=functools.partial(self._prepare, spec, python),
             refusal=functools.partial(_refusal, need),
@@ -92,6 +103,23 @@ class VllmLauncher:
             sample.build(python, self._settings.models_path, progress)
         except sample.SampleBuildError as error:
             raise Unavailable(str(error), code="model_not_built") from error
+
+
+def _lora_arguments(spec: ModelSpec, ranks: Mapping[ModelSpec, int]) -> list[str]:
+    """https://docs.vllm.ai/en/latest/features/lora.html"""
+    if not ranks:
+        return []
+    modules = [
+        json.dumps({"name": each.id, "path": each.adapter.path, "base_model_name": spec.id})
+        for each in ranks
+        if each.adapter is not None
+    ]
+    largest = next(rank for rank in RANKS if rank >= max(ranks.values()))
+    batched = min(len(ranks), _MAX_LORAS)  # different ones in one batch; each takes memory
+    return [
+        "--enable-lora", "--max-lora-rank", str(largest), "--max-loras", str(batched),
+        "--max-cpu-loras", str(max(batched, len(ranks))), "--lora-modules", *modules,
+    ]  # fmt: skip
 
 
 @functools.cache

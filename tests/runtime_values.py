@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from core.database import Database, metadata, open_database
 from core.settings import Settings
 from serving import processes, store
 from serving.endpoints import create_serverless
+from serving.fine_tunes import adapters_of
 from serving.launch import Launch
 from serving.local_runtime import LocalRuntime
 from serving.model import Endpoint, Replica
@@ -52,11 +53,11 @@ class FakeLauncher:
     change: Callable[[Launch], Launch] = lambda launch: launch
     asked: int = 0
 
-    def __call__(self, spec: ModelSpec, port: int) -> Launch:
+    def __call__(self, spec: ModelSpec, port: int, fine_tunes: Sequence[ModelSpec] = ()) -> Launch:
         self.asked += 1
         options = self.by_model.get(spec.id, self.options)
         argv = (sys.executable, "-m", "tests.fake_server", "--port", str(port), *options)
-        return self.change(Launch(argv, dict(os.environ), ROOT))
+        return self.change(Launch(argv, dict(os.environ), ROOT, fine_tunes=adapters_of(fine_tunes)))
 
 
 @dataclass

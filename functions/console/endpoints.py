@@ -124,7 +124,9 @@ def create_endpoint(body: NewEndpoint, request: Request, deps: Deps) -> Endpoint
         access_store.issue_endpoint_keys(
             connection, made.id, made.org_id, made.project_id, now_ms, deps.sealer
         )
-        return _endpoint(connection, made, live, request, deps)
+        shown = _endpoint(connection, made, live, request, deps)
+    deps.runtime.offer(made.deployment_id)
+    return shown
 
 
 @router.get("/serverless-endpoints", summary="List serverless endpoints")

@@ -18,6 +18,7 @@ from core.errors import BadRequest, Conflict
 from functions.console.dependencies import Caller, Deps
 from functions.console.routing import console_router
 from functions.console.shapes import After, Limit, Page, RawBody, iso_or_none, page
+from serving.fine_tunes import check_fine_tune, check_no_fine_tunes
 from serving.store import model_in_use
 
 router = console_router("models")
@@ -53,6 +54,7 @@ class ModelOut(BaseModel):
     publisher: str | None = None
     description: str | None = None
     source: dict[str, Any] | None = None
+    adapter: dict[str, Any] | None = None
     license: dict[str, Any] | None = None
     marketplace: dict[str, Any] | None = None
     context_length: int | None = Field(default=None, examples=[8192])
@@ -125,6 +127,7 @@ def put_model(
             spec, wanted = _keep_prices(connection, spec)
             if wanted is not None:
                 proposal = propose(connection, wanted, caller.key_id, now_ms)
+        check_fine_tune(connection, spec)
         result = store.put_model(connection, spec, now_ms)
     message = (
         f"{spec.id} was {result.outcome}" if result.outcome != "unchanged" else f"{spec.id} is unchanged"
@@ -178,6 +181,7 @@ def remove_model(model_id: str, deps: Deps) -> ModelOut:
                 code="model_in_use",
                 param="model",
             )
+        check_no_fine_tunes(connection, model_id)
         store.remove_model(connection, model_id, deps.clock.now_ms())
     return _model(model)
 

@@ -13,6 +13,7 @@ from functions.console.routing import console_router
 from functions.console.shapes import Input, Page, Text
 from serving import serverless_deployments as store
 from serving.endpoints import check_name, get_endpoint
+from serving.fine_tunes import pool_model
 from serving.model import Endpoint
 from serving.serverless_deployments import DEFAULT, MAX_MIRROR_PERCENT, ServerlessDeployment
 from serving.store import pool_for
@@ -77,12 +78,14 @@ def put_deployment_of_serverless(
             store.delete_serverless_deployment(connection, found, DEFAULT, now_ms)  # says why not
         model = get_model(connection, body.model).spec
         check_subscribed(connection, model.id, found.project_id)
-        pool = pool_for(connection, model.id, now_ms)
+        pool = pool_for(connection, pool_model(connection, model).id, now_ms)
         made = ServerlessDeployment(deployment, model.id, pool.id, body.mirror_percent, now_ms)
         if store.put_serverless_deployment(connection, found, made):
             response.status_code = status.HTTP_201_CREATED
         _audit(connection, caller, found, made, "deployment.put", now_ms)
-        return _shown(store.find_serverless_deployment(connection, found, deployment))
+        shown = _shown(store.find_serverless_deployment(connection, found, deployment))
+    deps.runtime.offer(pool.id)
+    return shown
 
 
 @router.delete(

@@ -113,6 +113,12 @@ def catalog_model(connection: Connection, spec: DeploymentSpec) -> ModelSpec:
             "Use a serverless endpoint",
             param="model",
         )
+    if model.adapter is not None:
+        raise Invalid(
+            f"model: {model.id} is a fine-tune, served by the pool of {model.adapter.base}; use a serverless "
+            "endpoint",
+            param="model",
+        )
     return model
 
 

@@ -66,6 +66,9 @@ class QuietRuntime:
     def status(self) -> Mapping[str, LiveStatus]:
         return self.live
 
+    def offer(self, deployment_id: str) -> None:
+        """Nothing runs that could lack it."""
+
     async def read_counters(self) -> None:
         return None
 

@@ -12,19 +12,29 @@ import urllib.request
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import farebox
 import openai
 import pytest
 
+from catalog.sample import sample_model_dir
 from core.settings import Settings
 from functions.hand_calculation import minute_sum, token_sums, total_exact, total_rounded
 from serving.processes import free_port
 from tests import platform as platforms
+from tests.lora_adapter import write_adapter
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 IDLE_S = 25
+FINE_TUNE = """\
+id: acme/tuned
+task: chat
+adapter: {{base: farebox/sample-chat, path: {folder}}}
+context_length: 2048
+prices: {{input: "7", output: "9"}}
+"""
 MODEL = "farebox/sample-chat"
 MESSAGES = [{"role": "user", "content": "What is Farebox?"}]
 
@@ -232,6 +242,34 @@ def test_logs_hold_the_engines_words_and_not_the_callers(
     kept = [p for p in Path(platform.home).rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
     assert not kept, f"prompts must not be stored: {kept}"
     assert secret not in log
+
+
+def test_a_fine_tune_is_served_beside_its_base(
+    platform: platforms.Platform, ai: openai.OpenAI, engine_settings: Settings, tmp_path: Path
+) -> None:
+    """An engine that runs without it is replaced; both are then models of one engine, each with its own prices."""
+
+    def say(model: str) -> tuple[str, dict[str, Any]]:
+        raw = ai.chat.completions.with_raw_response.create(
+            model=model, messages=MESSAGES, max_tokens=8, temperature=0
+        )
+        with platform.client() as client:
+            receipt = client.receipts.get(raw.headers["x-request-id"])
+        return raw.parse().choices[0].message.content or "", dict(receipt)
+
+    before, _ = say("sample")
+    write_adapter(tmp_path / "adapter", sample_model_dir(engine_settings.models_path))
+    with platform.client() as client:
+        client.models.add(FINE_TUNE.format(folder=tmp_path / "adapter"))
+        client.serverless_endpoints.create("tuned", model="acme/tuned")
+    text, receipt = say("acme/tuned")
+    assert text != before
+    assert receipt["model"] == "acme/tuned" and receipt["usage"]["output"] == 8
+    usage = receipt["usage"]
+    assert receipt["usage_source"] == "engine"
+    assert Decimal(receipt["cost_usd"]) == Decimal(usage["input"] * 7 + usage["output"] * 9) / 1_000_000
+    assert say("sample")[0] == before
+    assert len(platform.running("api_server")) == 1, "one engine for both"
 
 
 def test_demo_ends_with_zero(tmp_path: Path, shared: dict[str, str]) -> None:

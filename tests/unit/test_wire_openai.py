@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core.errors import BadRequest, RateLimited, Unauthenticated
 from wire.openai import (
+    PRIVATE_MEMBERS,
     TokenCounts,
     counts_of,
     error_body,
@@ -41,7 +42,7 @@ def rewritten(body: dict[str, Any], **changes: Any) -> dict[str, Any]:
 @given(st.dictionaries(st.text(), _json))
 def test_what_is_not_ours_goes_through_unchanged(members: dict[str, Any]) -> None:
     ours = {"model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens"}
-    private = {"priority", "request_id", "cache_salt", "kv_transfer_params"}
+    private = set(PRIVATE_MEMBERS)
     kept = {name: value for name, value in members.items() if name not in ours | private}
     assert rewritten(kept | {"model": "m"}) == kept | {"model": "served", "cache_salt": "salt"}
 
