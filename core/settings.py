@@ -47,6 +47,8 @@ class Settings:
     start_timeout_s: int = 900  # a server that is not healthy by then has failed
     online_instances_max: int = 0  # quota of instances of online deployments together; 0: what fits
     online_model_max_bytes: int = 50 * 1024 * 1024 * 1024  # largest model that a deployment copies
+    online_bandwidth_bytes_per_s: int = 0  # of one online endpoint, both ways; more waits; 0: any
+    online_bandwidth_exceptions: str = ""  # other rates by endpoint: NAME=BYTES,NAME=BYTES
     collected_max_bytes: int = (
         10 * 1024 * 1024 * 1024
     )  # of payloads kept by data collectors; beyond, none is kept

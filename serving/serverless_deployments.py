@@ -47,6 +47,8 @@ def put_serverless_deployment(
 
     Conflict: there are too many, or another one gets copies already.
     """
+    # One change of an endpoint at a time (PostgreSQL; SQLite has one writer): the rules are about all of them.
+    connection.execute(select(endpoints.c.id).where(endpoints.c.id == endpoint.id).with_for_update())
     others = [
         each for each in list_serverless_deployments(connection, endpoint.id) if each.name != wanted.name
     ]

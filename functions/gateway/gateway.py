@@ -9,6 +9,7 @@ from msgspec import structs
 from core.errors import FareboxError, JournalFull, Unavailable
 from core.log import get_logger
 from functions.gateway.activity import Activity
+from functions.gateway.bandwidth import Bandwidth, parse_exceptions
 from functions.gateway.collector import Collector
 from functions.gateway.content_safety import ContentSafety
 from functions.gateway.counting import COUNT_S, Counting
@@ -53,6 +54,9 @@ class Gateway:
             on_policy=lambda change: self.limits.changed(change),
         )
         limiting = dependencies.limiting or no_limits()
+        self.bandwidth = Bandwidth(
+            settings.online_bandwidth_bytes_per_s, parse_exceptions(settings.online_bandwidth_exceptions)
+        )
         self.safety = ContentSafety(settings) if settings.content_safety_url else None
         self.limits = Limiter(limiting, self.clock, self.settings, dependencies.control)
         self.upstream = Upstream(settings)

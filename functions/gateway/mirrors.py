@@ -119,6 +119,8 @@ class Mirrors:
     ) -> None:
         scoring = shadow.scoring
         assert scoring is not None, "checked by _begin"
+        now_s = asyncio.get_running_loop().time()
+        self._gateway.bandwidth.take(shadow.endpoint_id, shadow.endpoint_name, len(body), now_s)  # R4.5
         request_id = new_id("req", self._gateway.clock.now_ms())
         record = new_record(request_id, origin.principal, shadow, self._gateway.clock.now_ms())
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from core.errors import FareboxError, NotFound, Timeout
 from core.ids import new_id
 from functions.gateway.balancing import Server
+from functions.gateway.bandwidth import REQUEST_DELAY, RESPONSE_DELAY, delay_header
 from functions.gateway.call import MeteredCall
 from functions.gateway.collector import Payload
 from functions.gateway.exchange import Exchange, Receive, Scope, Send
@@ -206,6 +207,11 @@ class ScoringCall(MeteredCall):
     # -- the way there --
 
     async def _serve(self) -> None:
+        delay = self._take_bandwidth(len(self._payload))
+        if delay:
+            self._exchange.more_headers = [*self._exchange.more_headers, *delay_header(REQUEST_DELAY, delay)]
+            await asyncio.sleep(delay)
+            self._began += delay  # it is not the script's time
         try:
             answer = await self._send_until_answered()
         except QueueRefused:
@@ -218,6 +224,11 @@ class ScoringCall(MeteredCall):
             await self._pass_through(answer)
         else:
             await self._show_failure(answer)
+
+    def _take_bandwidth(self, size: int) -> float:
+        route = self._record.route
+        now_s = asyncio.get_running_loop().time()
+        return self._gateway.bandwidth.take(route.endpoint_id, route.endpoint_name, size, now_s)
 
     async def _post(self, url: str) -> Answer:
         head = self.head_for(url, self._path, self._record.attempt_id)
@@ -266,17 +277,37 @@ class ScoringCall(MeteredCall):
                 record.copy.answer = body
             self._answered = (kind, body)
             self._ended.sent = len(body)
+            headers += await self._wait_for_bandwidth(len(body))
             await self._settle("completed", answer.status)
             await exchange.answer(answer.status, body, headers, kind)
             return
         await exchange.begin(answer.status, [(b"content-type", kind), *headers] if kind else headers)
         while part := await answer.read():
             self._sending = True
+            await self._pause(self._take_bandwidth(len(part)))
             await exchange.write(part)
             self._sending = False
             self._ended.sent += len(part)
         await self._settle("completed", answer.status)
         await exchange.finish(b"")
+
+    async def _wait_for_bandwidth(self, size: int) -> list[Header]:
+        """Before a whole answer goes out: its instance is free for others."""
+        delay = self._take_bandwidth(size)
+        if delay:
+            self._record.leave_place()
+            await self._pause(delay)
+        return delay_header(RESPONSE_DELAY, delay)
+
+    async def _pause(self, delay: float) -> None:
+        """Wait for bandwidth, which is not the script's time."""
+        if not delay:
+            return
+        if self._too_long is not None:
+            later = self._too_long.when() + delay
+            self._too_long.cancel()
+            self._too_long = asyncio.get_running_loop().call_at(later, self._on_too_long)
+        await asyncio.sleep(delay)
 
     async def _show_failure(self, answer: Answer) -> None:
         """Whatever the server answered but a success: 424, with its own words and status."""
@@ -285,6 +316,7 @@ class ScoringCall(MeteredCall):
         self._answered = (kind, body)
         model = model_error(answer.status, body)
         self._ended.sent, self._ended.model_reason = len(body), model[-1][1].decode("latin-1")
+        model += await self._wait_for_bandwidth(len(body))
         await self._settle("error", 424)
         await self._exchange.answer(424, body, [*answer_headers(answer.headers), *model], kind)
 

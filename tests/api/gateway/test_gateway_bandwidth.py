@@ -1,0 +1,53 @@
+"""An online endpoint over its bandwidth: calls wait and are not refused, and the answer tells how long."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.api.gateway.test_gateway_scoring import deployment, score, serve
+from tests.gateway_fixture import ENDPOINT, RunningGateway
+from tests.mock_engine import MockEngine
+from tests.mock_scorer import MockScorer
+
+RATE = 20_000
+REQUEST, RESPONSE = "ms-azureml-bandwidth-request-delay-ms", "ms-azureml-bandwidth-response-delay-ms"
+
+
+@pytest.fixture
+def blue() -> Iterator[MockScorer]:
+    with MockScorer("blue") as scorer:
+        yield scorer
+
+
+def test_who_is_over_it_waits(tmp_path: Path, engine: MockEngine, blue: MockScorer) -> None:
+    with RunningGateway(tmp_path, engine.url, online_bandwidth_bytes_per_s=RATE) as gateway:
+        serve(gateway, deployment(blue, "blue", timeout_ms=500), traffic="blue=100")
+        began, told = time.monotonic(), 0
+        first = score(gateway, b"x" * 10_000)
+        assert REQUEST not in first.headers and RESPONSE not in first.headers
+        for _ in range(4):
+            answer = score(gateway, b"x" * 10_000)
+            assert answer.status_code == 200, "the wait is not the script's time"
+            told += int(answer.headers.get(REQUEST, 0)) + int(answer.headers.get(RESPONSE, 0))
+        took = time.monotonic() - began
+        assert took >= 50_000 / RATE - 1.0 - 0.1
+        assert told / 1000 <= took + 0.1 and told >= 1_000
+        blue.body = b"y" * 30_000
+        assert int(score(gateway, b"").headers[RESPONSE]) > 0
+        blue.status = 500
+        failed = score(gateway, b"")
+        assert failed.status_code == 424 and int(failed.headers[RESPONSE]) > 0
+        blue.status, blue.body, blue.pieces = 200, None, [b"z" * 20_000] * 3
+        began = time.monotonic()
+        assert len(score(gateway, b"").content) == 60_000
+        assert time.monotonic() - began >= 2.0
+
+
+def test_others_do_not(tmp_path: Path, engine: MockEngine, blue: MockScorer) -> None:
+    settings = {"online_bandwidth_bytes_per_s": RATE, "online_bandwidth_exceptions": f"{ENDPOINT}=0"}
+    with RunningGateway(tmp_path, engine.url, **settings) as gateway:
+        serve(gateway, deployment(blue, "blue"), traffic="blue=100")
+        for _ in range(3):
+            assert REQUEST not in score(gateway, b"x" * 100_000).headers
