@@ -24,6 +24,7 @@ from core.garbage import look_seldom
 from core.log import configure_logging, get_logger
 from core.settings import Settings, load_settings, settings_environment
 from functions.control import control_app
+from functions.gateway.checking import check_settings
 from functions.home import lock_home, prepare_home
 from functions.supervisor import ChildProcess
 from functions.wiring import Control, open_control
@@ -50,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         settings = load_settings(
             os.environ, home=_absolute(arguments.home), host=arguments.host, port=arguments.port
         )
+        check_settings(settings)
         prepare_home(settings)
         with lock_home(settings), _listen(settings.host, settings.port) as listener:
             configure_logging("control", settings.log_level, str(settings.logs_path / "platform.log"))

@@ -105,6 +105,22 @@ def test_a_setting_that_is_no_number_is_named(tmp_path: Path, variable: str) -> 
     assert run.returncode == 1 and variable in run.stderr and "soon" in run.stderr
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("FAREBOX_ALLOWED_NETWORKS", "10.0.0.0/99"),
+        ("FAREBOX_ONLINE_BANDWIDTH_EXCEPTIONS", "my-endpoint"),
+        ("FAREBOX_CONTENT_SAFETY_URL", "moderations.example"),
+    ],
+)
+def test_a_setting_of_the_gateway_is_checked_before_it_starts(
+    tmp_path: Path, variable: str, value: str
+) -> None:
+    run = _up("--home", str(tmp_path), "--port", str(free_port()), **{variable: value})
+    assert run.returncode == 1 and variable in run.stderr and value in run.stderr
+    assert "serves on" not in run.stdout
+
+
 def _up(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     command = [str(platforms.FAREBOX), "up", *arguments]
     return subprocess.run(
