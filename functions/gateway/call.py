@@ -219,10 +219,14 @@ class MeteredCall:
         shown = self._record.render(body)
         if self._screen is not None:
             shown = await self._screened(shown)
+        self._note_shown(shown)
         await self._settle("completed", 200)
         await self._exchange.answer(
             200, shown.data, headers_of(self._record.cost_lines()), shown.content_type
         )
+
+    def _note_shown(self, shown: Body) -> None:
+        """For those who keep answers."""
 
     async def _screened(self, shown: Body) -> Body:
         assert self._screen is not None, "only what is checked comes here"

@@ -84,6 +84,7 @@ class Exchange:
         "path",
         "query",
         "request_id",
+        "sent_bytes",
         "started",
         "status",
         "surface",
@@ -105,6 +106,7 @@ class Exchange:
         self.started = False
         self.status = 0  # of the answer; 0: none has begun
         self.finished = False
+        self.sent_bytes = 0  # of the answer's body
         self.more_headers: Iterable[Header] = ()  # of whatever is answered
         self._receive = receive
         self._send = send
@@ -172,6 +174,7 @@ class Exchange:
         await self.stop_comments()
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, [(b"content-type", content_type), length, *headers])
+        self.sent_bytes += len(body)
         if not self._body_read:
             # Closing on a caller who still writes would reset the connection and lose the answer.
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
@@ -196,6 +199,7 @@ class Exchange:
         """A piece of a streamed answer; returns when the caller's connection can take more."""
         if not self.started:
             await self._start(200, STREAM_HEADERS)
+        self.sent_bytes += len(data)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def begin(self, status: int, headers: Iterable[Header]) -> None:
@@ -207,6 +211,7 @@ class Exchange:
         if not self.started:
             await self._start(200, STREAM_HEADERS)
         self.finished = True
+        self.sent_bytes += len(data)
         await self._send({"type": "http.response.body", "body": data})
 
     async def _start(self, status: int, headers: Iterable[Header]) -> None:

@@ -14,6 +14,7 @@ from functions.gateway.exchange import FIRST_COMMENT_S
 from functions.gateway.origin import Origin
 from functions.gateway.record import CallRecord, cut_short, refusal, silent
 from functions.gateway.retrying import busy
+from functions.gateway.traffic_figures import LEFT
 from functions.gateway.upstream import (
     MAX_ANSWER_BYTES,
     MAX_ERROR_BYTES,
@@ -57,6 +58,7 @@ class FastCall:
         "_over",
         "_parts",
         "_progress_at",
+        "_sent",
         "_settling",
         "_silent_at",
         "_size",
@@ -85,6 +87,7 @@ class FastCall:
         self._chunks: AnswerStream | None = None
         self._parts: list[bytes] = []  # of an answer that is not streamed
         self._size = 0
+        self._sent = 0  # bytes of a stream, without its last
         self._max_bytes = MAX_ANSWER_BYTES
         self._last = b""
         self._failure: FareboxError | None = None
@@ -180,6 +183,7 @@ class FastCall:
                 self._comment_at = 0.0
                 self.record.first_byte_ms = self._gateway.clock.now_ms()  # not its head, not a comment
                 self.record.forget_request()
+            self._sent += len(out)
             if self._started:
                 self._caller.write(b"%x\r\n%b\r\n" % (len(out), out))
             else:
@@ -375,8 +379,20 @@ class FastCall:
         else:
             costs = self.record.cost_lines()
             caller.write(self._lane.plain_answer(caller, self.record, 200, self._last, costs))
+        scoring = self.record.route.scoring
+        if scoring is not None and not scoring.serverless:
+            self._tell(scoring.deployment)
         self._leave()
         self._lane.over(self, caller)
+
+    def _tell(self, deployment: str) -> None:
+        """Count it for its deployment."""
+        failure = self._failure
+        status = LEFT if self._caller.gone else 200 if failure is None or self._started else failure.status
+        sent = self._sent + (len(self._last) if failure is None else 0)
+        self._gateway.traffic.count(
+            self.record, deployment, status, self._status, self.record.body_bytes, sent
+        )
 
     def _answer_failure(self, error: FareboxError) -> None:
         if self._started:

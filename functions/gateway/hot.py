@@ -19,6 +19,7 @@ from functions.gateway.gateway import Gateway
 from functions.gateway.idempotency import IDEMPOTENCY_KEY, Recorder, Replayed, replay
 from functions.gateway.limiter import limit_headers
 from functions.gateway.lookups import RouteName
+from functions.gateway.observed_call import make_call
 from functions.gateway.reading import OPERATIONS_OF_TASK, Plan, new_record, read_request
 from functions.gateway.record import CallRecord
 from functions.gateway.traffic import choose
@@ -167,7 +168,11 @@ def warm_call(
     servers = gateway.places.of(route)
     if servers.free <= 0:  # others may wait already
         return None
+    scoring = route.scoring
+    if scoring is not None and (scoring.logged or scoring.collecting is not None):
+        return None
     record = CallRecord(new_id("req", received_ms), operation, principal, request, route, received_ms)
+    record.body_bytes = len(body)
     gateway.limits.admit(record, body)
     record.place = servers.take()
     if shadow is not None:
@@ -215,7 +220,7 @@ class HotRoutes:
 
     async def _resumed(self, exchange: Exchange, record: CallRecord, gone: ServerGone) -> MeteredCall:
         await exchange.read_body(self._gateway.settings.max_body_bytes)  # empty: it was read
-        return MeteredCall(self._gateway, exchange, record, gone)
+        return make_call(self._gateway, exchange, record, gone=gone)
 
     async def serve(
         self,
@@ -276,7 +281,8 @@ class HotRoutes:
         if shadow is not None:
             gateway.mirrors.copy_call(record, shadow, read_request(exchange, plan, body))
         gateway.metrics.prepare.note((perf_counter_ns() - began_ns) // 1000)
-        return MeteredCall(gateway, exchange, record, screen=screen)
+        record.body_bytes = len(body)
+        return make_call(gateway, exchange, record, screen=screen, body=body)
 
     async def _screen(self, record: CallRecord) -> Screen | None:
         """The check of the answer, once the prompt has passed. BadRequest or Unavailable: it did not."""

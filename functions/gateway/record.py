@@ -46,6 +46,7 @@ class CallRecord:
         "_transcript",
         "attempt",
         "billed",
+        "body_bytes",
         "chunks",
         "copy",
         "counts",
@@ -86,6 +87,7 @@ class CallRecord:
         self.request = request
         self.route = route
         self.received_ms = received_ms
+        self.body_bytes = 0  # of the request, as the caller sent it
         self.attempt = 1
         self.sent_ms = 0
         self.first_byte_ms = 0

@@ -13,9 +13,9 @@ from core.ids import new_id
 from functions.gateway.balancing import Server
 from functions.gateway.bandwidth import REQUEST_DELAY, RESPONSE_DELAY, delay_header
 from functions.gateway.call import MeteredCall
-from functions.gateway.collector import Payload
 from functions.gateway.exchange import Exchange, Receive, Scope, Send
 from functions.gateway.hot import HotRoutes, authenticate, route_name, unknown_model
+from functions.gateway.observed_call import payload_of
 from functions.gateway.places import QueueRefused
 from functions.gateway.reading import ENDPOINT_PLANS
 from functions.gateway.scoring_http import (
@@ -34,6 +34,7 @@ from metering.model import Status
 from serving.model import Route
 from serving.online.collecting import Collecting
 from serving.traffic import Scoring
+from wire.dialects import Body
 
 if TYPE_CHECKING:
     from functions.gateway.gateway import Gateway
@@ -177,20 +178,8 @@ class ScoringCall(MeteredCall):
             self._offer(wanted, "response", *self._answered)
 
     def _offer(self, wanted: Collecting, collection: str, kind: bytes, body: bytes) -> None:
-        record, exchange = self._record, self._exchange
-        self._gateway.collector.offer(
-            Payload(
-                record.route.endpoint_name,
-                self._scoring.deployment,
-                collection,
-                wanted.rolling,
-                record.received_ms,
-                exchange.request_id,
-                exchange.client_request_id.decode("latin-1"),
-                kind.decode("latin-1"),
-                body,
-            )
-        )
+        payload = payload_of(self._exchange, self._record, wanted, collection, Body(kind, body))
+        self._gateway.collector.offer(payload)
 
     def head_for(self, url: str, path: str, request_id: str) -> bytes:
         """The head of the request as the server at `url` gets it."""

@@ -1,4 +1,4 @@
-"""What scoring calls came to: figures of each online deployment, and a line in the log where one asks for it.
+"""What calls to online endpoints came to: figures of each online deployment, and a line in the log where one asks for it.
 
 Sources: R7.1 and R7.2 of our reference (Azure Machine Learning's endpoint metrics, and its table of traffic).
 """
@@ -19,6 +19,7 @@ _log = get_logger(__name__)
 _MAX_DEPLOYMENTS: Final = 1000
 _MAX_STATUSES: Final = 50  # of one deployment
 _MAX_USER_AGENT: Final = 70
+LEFT: Final = 499  # a caller who left was answered nothing
 
 
 @dataclass(slots=True)
@@ -51,17 +52,24 @@ class TrafficFigures:
 
     def ended(self, call: Ended, exchange: Exchange, record: CallRecord, *, logged: bool) -> None:
         """Count it; `logged`: its deployment wants a line for each call."""
-        event, status = record.last_event, exchange.status or 499  # a caller who left was answered nothing
-        figures = self._of(record.route.endpoint_name, call.deployment)
-        name = status, call.model_status
+        status = exchange.status or LEFT
+        self.count(record, call.deployment, status, call.model_status, call.received, call.sent)
+        if logged and record.last_event is not None:
+            _write(call, exchange, record, record.last_event, status)
+
+    def count(
+        self, record: CallRecord, deployment: str, status: int, model_status: int, received: int, sent: int
+    ) -> None:
+        """Count one call by the caller's status and the model's."""
+        figures = self._of(record.route.endpoint_name, deployment)
+        name = status, model_status
         if name in figures.statuses or len(figures.statuses) < _MAX_STATUSES:
             figures.statuses[name] = figures.statuses.get(name, 0) + 1
-        figures.bytes_in += call.received
-        figures.bytes_out += call.sent
+        figures.bytes_in += received
+        figures.bytes_out += sent
+        event = record.last_event
         if event is not None:
             figures.duration.note((event.ended_ms - event.received_ms) * 1000)
-            if logged:
-                _write(call, exchange, record, event, status)
 
     def _of(self, endpoint: str, deployment: str) -> _Figures:
         if (endpoint, deployment) not in self._by and len(self._by) >= _MAX_DEPLOYMENTS:
