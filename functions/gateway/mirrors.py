@@ -69,6 +69,7 @@ class Mirrors:
         self._gateway = gateway
         self._tasks: set[asyncio.Task[None]] = set()
         self._comparisons: dict[tuple[str, str, str], Comparison] = {}
+        self._waking: dict[str, asyncio.Task[str]] = {}  # by deployment
 
     def comparisons(self, endpoint_id: str = "") -> list[Comparison]:
         """Of an endpoint, or all of them."""
@@ -84,10 +85,11 @@ class Mirrors:
 
     async def close(self) -> None:
         """End what is under way."""
-        for task in list(self._tasks):
+        tasks = {*self._tasks, *self._waking.values()}
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if tasks:
+            await asyncio.wait(tasks)
 
     # -- inside --
 
@@ -99,11 +101,26 @@ class Mirrors:
         if comparison is None or len(self._tasks) >= MAX_COPIES or servers.free <= 0:
             if comparison is not None:
                 comparison.left_out += 1
+                if not shadow.urls:
+                    self._wake(shadow.deployment_id)
             return
         record.copy = copy = Copy(comparison)
         task = asyncio.get_running_loop().create_task(make(copy))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _wake(self, deployment_id: str) -> None:
+        """Have the server of a sleeping shadow started, for copies to come."""
+        if deployment_id in self._waking or len(self._waking) >= MAX_COPIES:
+            return
+        task = asyncio.get_running_loop().create_task(self._gateway.waiting.ready(deployment_id))
+        self._waking[deployment_id] = task
+        task.add_done_callback(lambda done: self._woken(deployment_id, done))
+
+    def _woken(self, deployment_id: str, task: asyncio.Task[str]) -> None:
+        del self._waking[deployment_id]
+        if not task.cancelled() and task.exception() is not None:
+            _log.warning("a shadow could not be started", extra={"deployment": deployment_id})
 
     def _comparison(self, route: Route, shadow: Route) -> Comparison | None:
         if route.scoring is None or shadow.scoring is None:

@@ -110,3 +110,21 @@ def test_bodies_are_collected_where_it_is_asked_for(gateway: RunningGateway, eng
     assert answered["data"] == plain.json()
     assert answered["xrequestid"] == asked[0]["xrequestid"] == plain.headers["x-request-id"]
     assert asked[1]["xrequestid"] == streamed.headers["x-request-id"]
+
+
+def test_a_copy_wakes_a_sleeping_shadow(gateway: RunningGateway, engine: MockEngine) -> None:
+    """The first copy is left out, and the ones to come find a server; it is asked for once."""
+    with MockEngine() as other:
+        asleep = replace(model(other, "green"), urls=())
+        serve(gateway, model(engine), asleep, traffic="blue=100", mirror=("green", 100))
+        gateway.control.answers = [{"state": "ready", "url": other.url}]
+        gateway.control.hold.clear()
+        for _ in range(3):
+            assert chat(gateway).status_code == 200
+        wait_until(lambda: gateway.control.wakes == ["dep_green"])
+        gateway.control.hold.set()
+        assert not other.seen
+        serve(gateway, model(engine), model(other, "green"), traffic="blue=100", mirror=("green", 100))
+        assert chat(gateway).status_code == 200
+        other.wait_seen(1)
+        assert gateway.control.wakes == ["dep_green"]
