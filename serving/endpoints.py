@@ -115,16 +115,19 @@ def create_serverless(
 
 
 def announce_state(
-    connection: Connection, endpoint: Endpoint, previous: EndpointState | None, now_ms: int
+    connection: Connection, endpoint: Endpoint, previous: str | None, now_ms: int, state: str = ""
 ) -> None:
-    """Tell the organization's webhooks that the endpoint is in another state than before; None: there was none."""
+    """Tell the organization's webhooks that the endpoint is in another state than before; None: there was none.
+
+    `state`: as it is shown, where that is not the one that is kept.
+    """
     data = {
         "endpoint_id": endpoint.id,
         "name": endpoint.name,
         "kind": endpoint.kind,
         "project_id": endpoint.project_id,
         "model": endpoint.model_id,
-        "state": endpoint.state,
+        "state": state or endpoint.state,
         "previous_state": previous,
     }
     enqueue_event(connection, endpoint.org_id, ENDPOINT_STATE, endpoint.id, data, now_ms)

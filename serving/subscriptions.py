@@ -16,6 +16,7 @@ from core.changes import record_change
 from core.errors import Conflict, Forbidden, Invalid, NotFound
 from core.ids import new_id
 from serving import store
+from serving.endpoints import announce_state
 from serving.online.store import list_online_deployments
 from serving.serverless_deployments import list_serverless_deployments
 from serving.tables import subscriptions
@@ -154,9 +155,16 @@ def _offer_of(connection: Connection, model_id: str) -> str:
 
 
 def _tell(connection: Connection, subscription: Subscription, now_ms: int) -> None:
-    """Gateways resolve the project's endpoints anew."""
+    """Gateways resolve the project's endpoints anew, and webhooks hear of those that can or can no more be called."""
+    living = _find(connection, subscription.project_id, subscription.offer) is not None
+    states = ("Unhealthy", "Online") if living else ("Online", "Unhealthy")
     for endpoint in store.list_endpoints(connection, project_id=subscription.project_id):
         record_change(connection, "endpoint", endpoint.id, now_ms)
+        needs = (
+            endpoint.kind == "serverless" and _offer_of(connection, endpoint.model_id) == subscription.offer
+        )
+        if needs and endpoint.state == "Online":
+            announce_state(connection, endpoint, states[0], now_ms, states[1])
 
 
 def _find(connection: Connection, project_id: str, offer: str) -> Subscription | None:

@@ -73,6 +73,7 @@ class Fleet:
                 self._retries = self._retry_at = 0
             if deployment.instance_count != self.deployment.instance_count:
                 self._scaled = deployment.instance_count
+            self._told = -1  # of the row before: a change can follow the end of another unseen
             self.deployment = deployment
             self._poke.set()
 

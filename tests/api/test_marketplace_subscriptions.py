@@ -1,17 +1,21 @@
 """Offers of others: no endpoint without accepted terms, and no call either."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
 from farebox.cli import subscriptions
+from sqlalchemy import select
 
 from core.changes import last_seq, read_changes
 from serving.routes import resolve
 from tests.api.console_platform import ConsolePlatform
 from tests.api.online_calls import endpoint, refused
+from webhooks.model import ENDPOINT_STATE
+from webhooks.tables import webhook_messages
 
 SUBSCRIPTIONS = "/api/marketplace-subscriptions"
 
@@ -86,6 +90,28 @@ def test_withdrawn_terms_leave_endpoints_unusable(offers: ConsolePlatform) -> No
     offers.post(SUBSCRIPTIONS, name="large", model="acme/larger")
     assert offers.get("/api/serverless-endpoints/chat")["state"] == "Online"
     assert suspended(offers, "chat") == ""
+
+
+def test_webhooks_hear_of_it(offers: ConsolePlatform) -> None:
+    """Of what can be called no more, and can again; not of others, nor of one that was suspended anyway."""
+    offers.post(SUBSCRIPTIONS, name="large", model="acme/large")
+    offers.post(SUBSCRIPTIONS, name="other", model="acme/other")
+    for name, model in (("chat", "acme/large"), ("still", "acme/large"), ("else", "acme/other")):
+        create(offers, name, model)
+    offers.post("/api/serverless-endpoints/still/suspend")
+    before = told(offers)
+    assert offers.client.delete(f"{SUBSCRIPTIONS}/large").is_success
+    offers.post(SUBSCRIPTIONS, name="large", model="acme/larger")
+    new = told(offers) - before
+    assert new == Counter({("chat", "Online", "Unhealthy"): 1, ("chat", "Unhealthy", "Online"): 1})
+
+
+def told(console: ConsolePlatform) -> Counter[tuple[str, str | None, str]]:
+    """Endpoint, previous state and state of each message."""
+    with console.db.read() as connection:
+        rows = connection.execute(select(webhook_messages)).all()
+    data = [json.loads(row.data) for row in rows if row.type == ENDPOINT_STATE]
+    return Counter((each["name"], each["previous_state"], each["state"]) for each in data)
 
 
 def test_one_per_project_and_offer(offers: ConsolePlatform) -> None:

@@ -21,6 +21,7 @@ from serving.model import Endpoint
 from serving.online import autoscale, fleet, store
 from serving.online.launch import Report
 from serving.online.model import OnlineDeployment, OnlineEndpoint
+from serving.online.runtime import OnlineRuntime
 from serving.online.scaling import ScaleRule
 from serving.online.spec import (
     DeploymentSpec,
@@ -328,6 +329,21 @@ async def test_more_and_fewer_instances(site: Site) -> None:
     fewer = site.change(made, replace(spec, instance_count=1), generation=1)
     await site.settled(fewer)
     await site.until(lambda: len(site.urls(made)) == 1)
+
+
+async def test_a_change_right_after_another_one_is_told_too(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime sees both as one: it never saw the row between them."""
+    spec = site.script()
+    made = site.deploy(spec)
+    await site.until(lambda: made.id in site.runtime.status())
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineRuntime, "look", lambda _: asyncio.sleep(0))
+        await site.settled(made)
+        more = site.change(made, replace(spec, instance_count=2), generation=1)
+    assert (await site.settled(more)).provisioning_state == "Succeeded"
+    assert len(site.urls(made)) == 2
 
 
 async def test_an_instance_that_finds_no_room_is_told_and_not_tried_in_a_hurry(site: Site) -> None:

@@ -11,7 +11,7 @@ from tests.gateway_fixture import ENDPOINT, RunningGateway
 from tests.mock_engine import MockEngine
 from tests.mock_scorer import MockScorer
 
-RATE = 20_000
+RATE = 40_000
 REQUEST, RESPONSE = "ms-azureml-bandwidth-request-delay-ms", "ms-azureml-bandwidth-response-delay-ms"
 
 
@@ -33,7 +33,7 @@ def test_who_is_over_it_waits(tmp_path: Path, engine: MockEngine, blue: MockScor
             told += int(answer.headers.get(REQUEST, 0)) + int(answer.headers.get(RESPONSE, 0))
         took = time.monotonic() - began
         assert took >= 50_000 / RATE - 1.0 - 0.1
-        assert told / 1000 <= took + 0.1 and told >= 1_000
+        assert told / 1000 <= took + 0.1 and told >= 200
         blue.body = b"y" * 30_000
         assert int(score(gateway, b"").headers[RESPONSE]) > 0
         blue.status = 500
@@ -42,7 +42,7 @@ def test_who_is_over_it_waits(tmp_path: Path, engine: MockEngine, blue: MockScor
         blue.status, blue.body, blue.pieces = 200, None, [b"z" * 20_000] * 3
         began = time.monotonic()
         assert len(score(gateway, b"").content) == 60_000
-        assert time.monotonic() - began >= 2.0
+        assert time.monotonic() - began >= 1.0
 
 
 def test_others_do_not(tmp_path: Path, engine: MockEngine, blue: MockScorer) -> None:
