@@ -16,6 +16,7 @@ from catalog.store import find_model, get_model, list_models
 from core.errors import Conflict, Invalid
 from core.log import get_logger
 from serving.model import Deployment
+from serving.store import model_in_use
 from serving.tables import endpoints, serverless_deployments
 
 _log = get_logger(__name__)
@@ -34,6 +35,9 @@ def pool_model(connection: Connection, spec: ModelSpec) -> ModelSpec:
 
 def check_fine_tune(connection: Connection, spec: ModelSpec) -> None:
     """Before the catalog takes it. Invalid or NotFound names what is wrong with the adapter or its base."""
+    if spec.external or spec.adapter is not None:
+        check_no_fine_tunes(connection, spec.id)  # it could not be their base any more
+    _check_pool_stays(connection, spec)
     if spec.adapter is None:
         return
     base = pool_model(connection, spec)
@@ -53,6 +57,25 @@ def check_fine_tune(connection: Connection, spec: ModelSpec) -> None:
             param="context_length",
         )
     adapter_rank(spec)
+
+
+def _check_pool_stays(connection: Connection, spec: ModelSpec) -> None:
+    """Conflict: endpoints lead to the pool of the entry as it was, and would not to that of another base."""
+    known = find_model(connection, spec.id)
+    if known is None or _base(known.spec) == _base(spec):
+        return
+    users = model_in_use(connection, spec.id)
+    if users:
+        raise Conflict(
+            f"adapter: {spec.id} is used by endpoint {', '.join(users[:5])}, so it keeps its base; give the "
+            "other one an id of its own",
+            code="model_in_use",
+            param="adapter",
+        )
+
+
+def _base(spec: ModelSpec) -> str:
+    return "" if spec.adapter is None else spec.adapter.base
 
 
 def check_no_fine_tunes(connection: Connection, model_id: str) -> None:
@@ -82,7 +105,7 @@ def fine_tunes_of(connection: Connection, pool: Deployment) -> list[ModelSpec]:
     )
     wanted = set(connection.execute(union(own, further)).scalars()) - {pool.model_id}
     found = (find_model(connection, model_id) for model_id in sorted(wanted))
-    return [each.spec for each in found if each is not None and each.spec.adapter is not None]
+    return [each.spec for each in found if each is not None and _base(each.spec) == pool.model_id]
 
 
 def adapters_of(fine_tunes: Iterable[ModelSpec]) -> frozenset[tuple[str, str]]:

@@ -24,7 +24,7 @@ from core.errors import FareboxError, NotFound, Unavailable
 from core.ids import new_id
 from core.log import get_logger
 from serving import store
-from serving.fine_tunes import fine_tunes_of
+from serving.fine_tunes import adapters_of, fine_tunes_of
 from serving.launch import Launch
 from serving.model import DeploymentState, LiveStatus, Replica, WakeStatus
 from serving.processes import Server
@@ -64,6 +64,8 @@ class Supervisor:
         self._called = False  # somebody called since a stop began
         self._unused = False  # no endpoint stands before it
         self._outdated = False  # its server lacks something that an endpoint offers
+        self._proven: frozenset[tuple[str, str]] = frozenset()  # fine-tunes that a server began with
+        self._doubtful: frozenset[tuple[str, str]] = frozenset()  # those that one may have died of
         self._in_flight = 0
         self._reported_at = 0
         self._last_call_ms: int | None = None
@@ -179,7 +181,7 @@ class Supervisor:
         """Whether there is a server, ready or starting, that does not know all of these."""
         launch = self._run.launch if self._run is not None else None
         live = self._state in ("starting", "ready") and launch is not None
-        return live and launch is not None and not fine_tunes <= launch.fine_tunes
+        return live and launch is not None and not fine_tunes - self._doubtful <= launch.fine_tunes
 
     async def replace_server(self) -> None:
         """Have the server end, which lets its calls finish, and the next call start another.
@@ -295,7 +297,11 @@ class Supervisor:
                 raise Unavailable(f"the model {deployment.model_id!r} is no longer in the catalog")
             if not store.deployment_in_use(connection, self.deployment_id):
                 raise Unavailable(f"no endpoint uses the model {deployment.model_id!r} any more")
-            fine_tunes = fine_tunes_of(connection, deployment)
+            fine_tunes = [
+                each
+                for each in fine_tunes_of(connection, deployment)
+                if not adapters_of([each]) <= self._doubtful
+            ]
             starts = store.measured_starts(connection, self.deployment_id)
         self._unused = False
         usual = round(statistics.median(starts)) if starts else self._around.timing.usual_start
@@ -322,6 +328,8 @@ class Supervisor:
 
     def _become_ready(self, run: Run) -> None:
         self._ready_at = self._around.clock.monotonic_ms()
+        if run.launch is not None:
+            self._proven |= run.launch.fine_tunes
         replica = run.replica
         if self._usual_start == self._around.timing.usual_start and replica.ready_ms and replica.spawned_ms:
             self._usual_start = max(0, replica.ready_ms - replica.spawned_ms)  # the first that was measured
@@ -397,6 +405,8 @@ class Supervisor:
         timing = self._around.timing
         self._set("starting", f"clearing up after: {death.reason}")
         self._deaths += 1
+        if run.replica.ready_ms is None and run.launch is not None:
+            self._doubt(run.launch.fine_tunes)
         if death.final:
             self._deaths = max(self._deaths, timing.max_quick_deaths)
         extra = {"deployment": self.deployment_id, "reason": death.reason, "deaths": self._deaths}
@@ -412,6 +422,19 @@ class Supervisor:
         while (left := until - self._around.clock.monotonic_ms()) > 0 and not self._stop_reason:
             await self._pause(min(left, timing.tick))
         return not self._stop_reason
+
+    def _doubt(self, fine_tunes: frozenset[tuple[str, str]]) -> None:
+        """A server died before it was ready: the next one is tried without what none has begun with yet.
+
+        When that dies too, it was not their fault. A fine-tune that does not fit must not take its base down.
+        """
+        self._doubtful = fine_tunes - self._proven
+        if self._doubtful:
+            names = sorted(name for name, _ in self._doubtful)
+            _log.warning(
+                "fine-tunes are left out: the server died when it loaded them",
+                extra={"deployment": self.deployment_id, "models": names},
+            )
 
     def _backoff(self) -> int:
         timing = self._around.timing

@@ -27,6 +27,7 @@ _log = get_logger(__name__)
 FILTERED = "content_filter"
 STREAM_PIECE = 500  # characters of a streamed answer that are held until they are checked
 OVERLAP = 500  # of those before them, shown again: what is meant may lie across the cut
+_MAX_HELD_BYTES = 1024 * 1024  # events may carry much that is no text
 _PIECE = 8_000  # characters of one input
 _INPUTS = 32  # of one request
 _CONNECTIONS = 64
@@ -148,6 +149,7 @@ class Screen:
         self._request_id = request_id
         self._texts = StreamTexts(operation)
         self._held: list[bytes] = []
+        self._held_bytes = 0
 
     async def whole(self, body: bytes) -> tuple[bytes, bool]:
         """An answer that is not streamed as the caller gets it, and whether that is without what was said."""
@@ -160,8 +162,9 @@ class Screen:
     async def release(self, data: bytes, *, last: bool = False) -> bytes:
         """What of the stream may go out now that `data` came. ContentWithheld: nothing more."""
         self._held.append(data)
+        self._held_bytes += len(data)
         self._texts.feed(data)
-        if not last and self._texts.size < STREAM_PIECE:
+        if not last and self._texts.size < STREAM_PIECE and self._held_bytes < _MAX_HELD_BYTES:
             return b""
         found = await self._safety.flagged(self._texts.take(OVERLAP))
         if found is not None:
@@ -169,6 +172,7 @@ class Screen:
             raise ContentWithheld
         out = b"".join(self._held)
         self._held.clear()
+        self._held_bytes = 0
         return out
 
     def finish_event(self) -> bytes:

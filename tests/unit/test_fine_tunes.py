@@ -18,6 +18,7 @@ from serving import vllm_launcher
 from serving.endpoints import create_serverless, delete_endpoint
 from serving.engines import install
 from serving.fine_tunes import check_fine_tune, check_no_fine_tunes
+from serving.launch import Launch
 from serving.local_runtime import LocalRuntime
 from serving.model import Endpoint
 from serving.online.launch import catalog_model
@@ -191,6 +192,76 @@ async def test_one_that_is_starting_is_replaced_before_anybody_gets_it(
     old, new = sorted(world.replicas(base.deployment_id), key=lambda each: each.started_ms)
     assert (old.state, new.state) == ("stopped", "ready")
     assert (await runtime.wake(base.deployment_id, 10_000)).url == new.url
+
+
+async def test_one_that_does_not_fit_does_not_take_its_base_down(
+    world: World, runtime: LocalRuntime, tmp_path: Path
+) -> None:
+    write_config(tmp_path / "good")
+    write_config(tmp_path / "bad")
+    base, good = world.endpoint(), offer(world, tuned(tmp_path / "good", "acme/good"), "good")
+    bad = (tuned(tmp_path / "bad", "acme/bad"), str(tmp_path / "bad"))
+
+    def dies_of_it(launch: Launch) -> Launch:
+        loaded = {path for _, path in launch.fine_tunes}
+        return (
+            replace(launch, argv=(*launch.argv, "--die-at-start", "shapes differ"))
+            if bad[1] in loaded
+            else launch
+        )
+
+    world.launcher.change = dies_of_it
+    assert (await runtime.wake(base.deployment_id, 10_000)).state == "ready"
+    made = offer(world, bad[0], "bad")
+    await asyncio.to_thread(runtime.offer, made.deployment_id)
+    again = await runtime.wake(base.deployment_id, 20_000)
+    assert again.state == "ready", "without it"
+    await asyncio.sleep(2.5)  # the runtime has looked again
+    assert (await runtime.wake(good.deployment_id, 10_000)).url == again.url
+    states = [each.state for each in world.replicas(base.deployment_id)]
+    assert sorted(states) == ["failed", "ready", "stopped"]
+
+
+async def test_a_base_that_fails_by_itself_keeps_its_fine_tunes(
+    world: World, runtime: LocalRuntime, tmp_path: Path
+) -> None:
+    write_config(tmp_path / "good")
+    base = world.endpoint()
+    offer(world, tuned(tmp_path / "good"))
+    launched: list[int] = []
+
+    def dies_twice(launch: Launch) -> Launch:
+        launched.append(len(launch.fine_tunes))
+        # Each start asks twice.
+        return (
+            replace(launch, argv=(*launch.argv, "--die-at-start", "no memory"))
+            if len(launched) <= 4
+            else launch
+        )
+
+    world.launcher.change = dies_twice
+    assert (await runtime.wake(base.deployment_id, 20_000)).state == "ready"
+    assert launched == [1, 1, 0, 0, 1, 1]
+
+
+async def test_a_base_stays_one(world: World, tmp_path: Path) -> None:
+    write_config(tmp_path / "adapter")
+    world.endpoint()
+    world.endpoint("other", model("acme/other"))
+    spec = tuned(tmp_path / "adapter")
+    offer(world, spec)
+    with world.db.begin() as connection:
+        for changed, param in (
+            (model("acme/mock", kind="external", url="http://127.0.0.1:1"), "model"),
+            (tuned(tmp_path / "adapter", "acme/mock", "acme/other"), "model"),
+            (tuned(tmp_path / "adapter", base="acme/other"), "adapter"),
+            (tuned(tmp_path / "adapter", "acme/other"), "adapter"),
+            (model("acme/tuned"), "adapter"),
+        ):
+            with pytest.raises(Conflict) as refused:
+                check_fine_tune(connection, changed)
+            assert refused.value.param == param
+        check_fine_tune(connection, spec)
 
 
 async def test_an_adapter_that_is_lost_keeps_nothing_from_running(
