@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
@@ -195,14 +196,12 @@ def update_serverless(
     content_safety: bool | None = None,
 ) -> Endpoint:
     """Change what is given. Invalid for a tag that breaks the rules."""
-    changed = replace(
-        endpoint,
-        tags=endpoint.tags if tags is None else check_tags(tags),
-        content_safety=endpoint.content_safety if content_safety is None else content_safety,
-    )
-    if changed != endpoint:
-        store.set_endpoint_options(connection, changed, now_ms)
-    return changed
+    given: dict[str, Any] = {} if tags is None else {"tags": check_tags(tags)}
+    if content_safety is not None:
+        given["content_safety"] = content_safety
+    if given:
+        store.set_endpoint_options(connection, endpoint.id, given, now_ms)
+    return replace(endpoint, **given)
 
 
 def suspend_endpoint(connection: Connection, endpoint: Endpoint, now_ms: int) -> Endpoint:

@@ -1,7 +1,7 @@
 """SQL of endpoints, deployments and replicas. Every function works in the caller's transaction."""
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -98,11 +98,15 @@ def set_endpoint_state(connection: Connection, endpoint: Endpoint, state: Endpoi
     record_change(connection, "endpoint", endpoint.id, now_ms)
 
 
-def set_endpoint_options(connection: Connection, endpoint: Endpoint, now_ms: int) -> None:
-    """Write what of a living endpoint can be changed."""
-    values = {"tags": json.dumps(endpoint.tags), "content_safety": endpoint.content_safety}
-    connection.execute(update(endpoints).where(endpoints.c.id == endpoint.id).values(**values))
-    record_change(connection, "endpoint", endpoint.id, now_ms)
+def set_endpoint_options(
+    connection: Connection, endpoint_id: str, given: Mapping[str, Any], now_ms: int
+) -> None:
+    """Write what is given of a living endpoint's `tags` and `content_safety`; what is not may change meanwhile."""
+    values = dict(given)
+    if "tags" in values:
+        values["tags"] = json.dumps(values["tags"])
+    connection.execute(update(endpoints).where(endpoints.c.id == endpoint_id).values(**values))
+    record_change(connection, "endpoint", endpoint_id, now_ms)
 
 
 def endpoint_lives(connection: Connection, *, alive_after_ms: int = 0) -> list[EndpointLifeRow]:

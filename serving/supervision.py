@@ -180,8 +180,9 @@ class Supervisor:
     def lacks(self, fine_tunes: frozenset[tuple[str, str]]) -> bool:
         """Whether there is a server, ready or starting, that does not know all of these."""
         launch = self._run.launch if self._run is not None else None
-        live = self._state in ("starting", "ready") and launch is not None
-        return live and launch is not None and not fine_tunes - self._doubtful <= launch.fine_tunes
+        if launch is None or self._state not in ("starting", "ready"):
+            return False
+        return not fine_tunes - self._doubtful <= launch.fine_tunes
 
     async def replace_server(self) -> None:
         """Have the server end, which lets its calls finish, and the next call start another.

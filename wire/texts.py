@@ -33,12 +33,12 @@ _SAID: Mapping[Operation, str] = {
     "responses": "output",
     "messages": "content",
 }
+# Strings under these names are ids, kinds and data; an object under one (a tool's parameter may be called so) is read.
 _NO_TEXTS = frozenset(
-    {"audio", "cache_control", "call_id", "data", "file_data", "file_id", "finish_reason", "format", "id"}
-    | {"image_url", "input_audio", "logprobs", "media_type", "object", "role", "signature", "status"}
-    | {"stop_reason", "strict", "tool_call_id", "tool_use_id", "type", "url"}
+    {"audio", "call_id", "data", "file_data", "file_id", "finish_reason", "format", "id", "image_url"}
+    | {"media_type", "object", "role", "signature", "status", "stop_reason", "tool_call_id", "tool_use_id"}
+    | {"type", "url"}
 )
-_MAX_DEPTH = 64
 
 _anything = msgspec.json.Decoder()
 _encoder = msgspec.json.Encoder()
@@ -59,8 +59,8 @@ def asks_in_tokens(operation: Operation, members: Mapping[str, Raw]) -> bool:
 
 def texts_said(operation: Operation, body: bytes) -> list[str]:
     """Of a whole answer."""
-    document = decode_object(body) or {}
-    return list(_texts(document.get(_SAID[operation])))
+    said = (decode_object(body) or {}).get(_SAID[operation])
+    return list(_texts(_said(said) if _SAID[operation] == "choices" else said))
 
 
 def withheld(operation: Operation, body: bytes) -> bytes:
@@ -126,7 +126,7 @@ class StreamTexts:
     def _note(self, document: dict[str, Any]) -> None:
         if self._operation in ("chat.completions", "completions"):
             self._head = self._head or document
-            for choice in _objects(document.get("choices")):
+            for choice in _said(document.get("choices")):
                 self._add(choice.get("index"), choice)
         elif self._operation == "messages":
             self._add(document.get("index"), [document.get("delta"), document.get("content_block")])
@@ -140,20 +140,34 @@ class StreamTexts:
             self.size += len(text)
 
 
-def _texts(value: object, depth: int = 0) -> Iterator[str]:
-    if isinstance(value, str):
-        if value:
-            yield value
-    elif depth < _MAX_DEPTH and isinstance(value, dict | list):
-        for each in value if isinstance(value, list) else _members(value):
-            yield from _texts(each, depth + 1)
+def _texts(value: object) -> Iterator[str]:
+    """In order, however deep; `whole`: within a tool's input no name says anything."""
+    waiting: list[tuple[object, bool]] = [(value, False)]
+    while waiting:
+        found, whole = waiting.pop()
+        if isinstance(found, str):
+            if found:
+                yield found
+        elif isinstance(found, list):
+            waiting += [(each, whole) for each in reversed(found)]
+        elif isinstance(found, dict):
+            waiting += [
+                (each, whole or (name == "input" and isinstance(each, dict)))
+                for name, each in reversed(found.items())
+                if whole or not _is_no_text(found, name, each)
+            ]
 
 
-def _members(value: dict[str, Any]) -> Iterator[object]:
-    for name, each in value.items():
-        # The data of a document of Anthropic's may be a text.
-        if name not in _NO_TEXTS or (name == "data" and value.get("type") == "text"):
-            yield each
+def _is_no_text(within: dict[str, Any], name: str, value: object) -> bool:
+    # The data of a document of Anthropic's may be a text.
+    if name == "data" and within.get("type") == "text":
+        return False
+    return name in _NO_TEXTS and isinstance(value, str)
+
+
+def _said(choices: object) -> list[dict[str, Any]]:
+    """Choices without their logprobs, which say it all again."""
+    return [{name: value for name, value in each.items() if name != "logprobs"} for each in _objects(choices)]
 
 
 def _objects(value: object) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """What online endpoints may move a second: who is over it waits, and is not refused (R2.3 and R2.6 in our reference).
 
-Requests, answers and copies of calls count together, by endpoint and in each gateway. Off unless
-`online_bandwidth_bytes_per_s` is set. Azure tells the delays in trailers; uvicorn has none, so they are headers here,
-and an answer that is passed on in pieces tells only that of its request.
+Scoring calls, their answers and copies of them count together, by endpoint and in each gateway; OpenAI's do not. Off
+unless `online_bandwidth_bytes_per_s` is set. Azure tells the delays in trailers; uvicorn has none, so they are headers
+here, and an answer that is passed on in pieces tells only that of its request.
 """
 
 from collections.abc import Mapping

@@ -149,6 +149,16 @@ def test_whatever_is_a_text_is_shown(gateway: RunningGateway, service: Moderatio
     document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "bomb"}}
     asked = [{"role": "user", "content": [document]}]
     assert call(gateway, "/v1/messages", messages=asked).status_code == 400
+    deep: Any = "bomb"
+    for _ in range(200):
+        deep = [deep]
+    parameters = {"type": "object", "properties": {"url": {"type": "string", "description": "bomb"}}}
+    for tool in ({"name": "f", "parameters": parameters}, {"name": "f", "x": deep}):
+        tools = [{"type": "function", "function": tool}]
+        assert call(gateway, "/v1/chat/completions", tools=tools).status_code == 400, tool
+    used = {"type": "tool_use", "id": "1", "name": "f", "input": {"url": "bomb"}}
+    asked = [*USER, {"role": "assistant", "content": [used]}]
+    assert call(gateway, "/v1/messages", messages=asked).status_code == 400
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,bomb"}}
     assert call(gateway, "/v1/chat/completions", messages=[{"role": "user", "content": [picture]}]).is_success
     long = "x " * 300_000 + "bomb"
