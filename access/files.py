@@ -1,4 +1,4 @@
-"""Small secret files in the home: one line, mode 0600, written whole or not at all."""
+"""Small secret files: mode 0600, written whole or not at all."""
 
 import contextlib
 import os
@@ -15,8 +15,8 @@ class SecretFileError(FareboxError):
     code = "secret_file_unusable"
 
 
-def read_secret_file(path: Path, what: str) -> str | None:
-    """The file's one line without its end, None when there is no file; others' access to it is taken away."""
+def read_secret_file(path: Path, what: str, max_bytes: int = _MAX_BYTES) -> str | None:
+    """The file's text without its end, None when there is no file; others' access to it is taken away."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -27,7 +27,7 @@ def read_secret_file(path: Path, what: str) -> str | None:
         if os.fstat(descriptor).st_mode & 0o077:
             with contextlib.suppress(PermissionError):  # a mounted secret is not ours to change
                 os.fchmod(descriptor, 0o600)
-        data = os.read(descriptor, _MAX_BYTES)
+        data = os.read(descriptor, max_bytes)
     except OSError as error:
         raise _unusable(path, what, "read", error) from error
     finally:

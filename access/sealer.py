@@ -53,8 +53,8 @@ class Sealer:
             plain = AESGCM(self._secret).decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], context.encode())
         except (InvalidTag, ValueError, binascii.Error) as error:
             raise SealBrokenError(
-                "a stored endpoint key cannot be decrypted: secret.key is not the one it was sealed with. "
-                "Put the old secret.key back, or regenerate the endpoint's keys"
+                "a stored endpoint key cannot be decrypted: secret.key (or keyring.json) is not the one it was sealed "
+                "with. Put the old one back, or regenerate the endpoint's keys"
             ) from error
         return plain.decode()
 
@@ -78,8 +78,3 @@ def ensure_secret(path: Path) -> bytes:
             param=str(path),
         )
     return secret
-
-
-def open_sealer(path: Path) -> Sealer:
-    """A sealer with the home's secret, made on first use."""
-    return Sealer(ensure_secret(path))

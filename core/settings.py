@@ -52,6 +52,10 @@ class Settings:
     collected_max_bytes: int = (
         10 * 1024 * 1024 * 1024
     )  # of payloads kept by data collectors; beyond, none is kept
+    customer_key_file: str = ""  # the customer's key, which what is stored is encrypted under; empty: none
+    opened_dir: str = (
+        ""  # where code and models are while instances run from them, under such a key; empty: in memory
+    )
     journal_max_bytes: int = 1024 * 1024 * 1024  # usage not yet on the ledger; calls are refused beyond
     minute_lateness_s: int = 60  # a usage minute closes this long after its end
     two_person_prices: int = 0  # 1: a changed price waits until a second admin key approves it
@@ -125,13 +129,28 @@ class Settings:
         return self.home / "secret.key"
 
     @property
+    def keyring_path(self) -> Path:
+        """The keys that what is stored is encrypted with, under the customer's key."""
+        return self.home / "keyring.json"
+
+    @property
+    def opened_path(self) -> Path:
+        """Where decrypted code and models are."""
+        return Path(self.opened_dir) if self.opened_dir else Path("/dev/shm") / self._nickname
+
+    @property
+    def _nickname(self) -> str:
+        """Of the home, for places outside it that all users share."""
+        digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:16]
+        return f"farebox-{os.getuid()}-{digest}"
+
+    @property
     def control_socket(self) -> Path:
         """Where the control process listens for the gateway (a Unix socket, so nobody else on the network can)."""
         path = self.home / "run" / "control.sock"
         if len(str(path)) <= _UNIX_SOCKET_PATH_MAX:
             return path
-        digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"farebox-{os.getuid()}-{digest}" / "control.sock"
+        return Path(tempfile.gettempdir()) / self._nickname / "control.sock"
 
 
 def default_home(environ: Mapping[str, str]) -> Path:

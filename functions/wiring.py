@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from access.admin import ensure_admin_key
-from access.sealer import open_sealer
+from access.keyring import Keyring
+from access.sealer import Sealer, ensure_secret
 from billing.close import close_and_post
 from billing.invoicing.issue import Issuer
 from billing.invoicing.model import Party
@@ -29,11 +30,13 @@ from functions.minute_tick.sweeper import Sweeper
 from functions.payments.handler import PaymentWorker
 from functions.reconcile import Reconciler
 from functions.reconcile_hourly import HourlyReconciliation
+from functions.stored import open_stored
 from functions.tokens import TokenCounter, token_counter
 from functions.webhook_sender.handler import WebhookSender
 from metering.relay import Relay
 from migrations.migrate import migrate
 from serving.local_runtime import LocalRuntime
+from serving.online.opened import OpenedCopies
 
 _DAY_MS = 86_400_000
 
@@ -60,6 +63,7 @@ class Control:
 def open_control(settings: Settings) -> Iterator[Control]:
     """Open (and on first start make) the database and the secrets; close the database at the end."""
     clock = SystemClock()
+    keyring = open_stored(settings, clock)
     db = open_database(settings.sql_url)
     try:
         migrate(db)
@@ -67,12 +71,12 @@ def open_control(settings: Settings) -> Iterator[Control]:
             ensure_admin_key(connection, settings.admin_key_path, clock.now_ms())
             sync_builtin(connection, builtin_files(), clock.now_ms())
             forget_changes(connection, clock.now_ms() - _DAY_MS)
-        yield _assemble(settings, clock, db)
+        yield _assemble(settings, clock, db, keyring)
     finally:
         db.close()
 
 
-def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
+def _assemble(settings: Settings, clock: Clock, db: Database, keyring: Keyring | None) -> Control:
     keeper = BudgetKeeper(price_book)
     sink = MeterSink(Relay(settings.journal_path, db, clock, on_usage=keeper.charge_usage))
     tick = MinuteTick(
@@ -84,8 +88,9 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
     invoicer = Invoicer(
         lambda: run_invoicer(db, issuer, clock.now_ms(), automatic=settings.invoice_automatic > 0).invoices
     )
-    runtime = LocalRuntime(settings, db, clock)
-    sealer = open_sealer(settings.secret_path)
+    opened = None if keyring is None else OpenedCopies(settings.home, settings.opened_path, keyring)
+    runtime = LocalRuntime(settings, db, clock, opened=opened)
+    sealer = Sealer(ensure_secret(settings.secret_path) if keyring is None else keyring.secret)
 
     def catch_up() -> None:
         sink.catch_up()
@@ -102,6 +107,8 @@ def _assemble(settings: Settings, clock: Clock, db: Database) -> Control:
         issuer=issuer,
         tokens=token_access(settings, clock),
         payments=open_payments(settings, clock, db),
+        keyring=keyring,
+        opened=opened,
     )
     reconciliation = HourlyReconciliation(Reconciler(db, clock, catch_up, provider_amount))
     tokens = token_counter(settings, db)

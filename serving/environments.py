@@ -44,6 +44,8 @@ class VirtualEnvironments:
 
     def __init__(self, settings: Settings) -> None:
         self._home = settings.home / "environments"
+        # What a script's own collectors encrypt with.
+        self._needs = (*SCORER_NEEDS, *(["pyrage>=1.2,<2"] if settings.customer_key_file else []))
 
     def python(self, environment: Mapping[str, object] | None, model: Path | None) -> Path:
         """Where its interpreter is, or will be."""
@@ -61,7 +63,7 @@ class VirtualEnvironments:
         self._forget_old(folder)
 
     def _folder(self, wanted: Requirements) -> Path:
-        text = json.dumps([_interpreter(wanted.python), wanted.lines, SCORER_NEEDS])
+        text = json.dumps([_interpreter(wanted.python), wanted.lines, self._needs])
         return self._home / hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def _build(self, folder: Path, wanted: Requirements, report: Report) -> None:
@@ -74,7 +76,7 @@ class VirtualEnvironments:
             _note(log, f"note: Python {wanted.python} {why}; {interpreter} is used instead")
         report("making the environment")
         _run([interpreter, "-m", "venv", str(folder)], log, report)
-        (folder / "requirements.txt").write_text("\n".join((*wanted.lines, *SCORER_NEEDS)) + "\n")
+        (folder / "requirements.txt").write_text("\n".join((*wanted.lines, *self._needs)) + "\n")
         report(f"installing {len(wanted.lines)} packages")
         pip = [
             str(folder / "bin" / "python"),

@@ -26,6 +26,7 @@ from serving.fine_tunes import adapters_of, fine_tunes_of, usable
 from serving.launch import Launcher
 from serving.model import LiveStatus, Replica, WakeStatus
 from serving.online.launch import Environments, OnlineLauncher
+from serving.online.opened import OpenedCopies
 from serving.online.runtime import OnlineRuntime
 from serving.recovery import recover
 from serving.run import Recorder, Surroundings, Timing
@@ -52,10 +53,11 @@ class LocalRuntime:
         launcher: Launcher | None = None,
         timing: Timing | None = None,
         environments: Environments | None = None,
+        opened: OpenedCopies | None = None,
     ) -> None:
         """`launcher` makes the commands of catalog models (default: vLLM's), `environments` those that scripts run in.
 
-        `timing` is made of the settings by default.
+        `timing` is made of the settings by default; `opened` decrypts copies, where they are stored encrypted.
         """
         if timing is None:
             timing = Timing(settings.start_timeout_s * 1000, settings.scale_to_zero_after_s * 1000)
@@ -70,9 +72,9 @@ class LocalRuntime:
         self.counters = CounterReader(db, clock, self.counted_servers)
         self._around.read_counters = self._read_counters
         online_launcher = OnlineLauncher(
-            db, self._around.launcher, environments or VirtualEnvironments(settings), settings
+            db, self._around.launcher, environments or VirtualEnvironments(settings), settings, opened
         )
-        self._online = OnlineRuntime(self._around, online_launcher)
+        self._online = OnlineRuntime(self._around, online_launcher, opened)
         self._supervisors: dict[str, Supervisor] = {}
         self._recovery: asyncio.Task[None] | None = None
         self._stopping = False

@@ -136,6 +136,8 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("POST", "/api/quarantine/{entry_id}/replay"): ADMIN,
     ("POST", "/api/quarantine/{entry_id}/drop"): ADMIN,
     ("GET", "/api/audit"): ADMIN,
+    ("GET", "/api/customer-key"): ADMIN,
+    ("POST", "/api/customer-key/rotate"): ADMIN,
     ("GET", "/api/stripe/check"): ADMIN,
     ("GET", "/api/stripe/status"): ADMIN,
     ("POST", "/api/stripe/sync"): ADMIN,

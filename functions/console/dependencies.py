@@ -6,6 +6,7 @@ from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 
+from access.keyring import Keyring
 from access.model import Principal
 from access.sealer import Sealer
 from billing.invoicing.issue import Issuer
@@ -18,6 +19,7 @@ from functions.budgets import BudgetKeeper, HeldReports
 from functions.event_intake import EventIntake
 from functions.identity import TokenAccess
 from serving.model import LiveStatus
+from serving.online.opened import OpenedCopies
 
 
 class RuntimeView(Protocol):
@@ -51,6 +53,8 @@ class ConsoleDependencies:
     held: HeldReports = field(default_factory=HeldReports)
     tokens: TokenAccess | None = None  # None: no identity provider is configured
     payments: Payments | None = None  # None: no payment provider is configured
+    keyring: Keyring | None = None  # None: there is no customer's key
+    opened: OpenedCopies | None = None  # with a keyring
 
     @property
     def intake(self) -> EventIntake:

@@ -9,6 +9,7 @@ from functions.console import (
     budgets,
     contracts,
     credit,
+    customer_key,
     deployments,
     endpoints,
     events,
@@ -102,6 +103,7 @@ def create_console(deps: ConsoleDependencies) -> FastAPI:
         stripe,
         subscriptions,
         serverless_deployments,
+        customer_key,
     )
     for group in groups:
         app.include_router(group.router)

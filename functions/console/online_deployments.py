@@ -11,7 +11,6 @@ from sqlalchemy import Connection
 
 from catalog.store import find_model, list_models
 from core.errors import Invalid, NotFound
-from core.settings import Settings
 from functions.console.dependencies import ConsoleDependencies, Deps
 from functions.console.endpoints import MAX_LOG_LINES
 from functions.console.online_endpoints import ACCEPTED
@@ -171,7 +170,7 @@ def get_online_logs(
         row = get_endpoint(connection, name, kind="online")
         found = changes.get_deployment(connection, row, deployment)
     if container == "storage-initializer":
-        return PlainTextResponse(_prepared(found.spec, deps.settings, lines))
+        return PlainTextResponse(_prepared(found.spec, deps, lines))
     text = deps.runtime.tail_log(found.id, lines)
     if not text:
         text = f"{deployment} has written nothing yet (it is {found.provisioning_state}); try again later\n"
@@ -204,7 +203,9 @@ def _put(
     """Copy first, for that takes its time; then check and record in one transaction."""
     place = _place(deps)
     _forget_copies(place.home, deps)
-    staged = copies.stage(place.home, made.code, made.model, max_model_bytes=place.max_model_bytes)
+    staged = copies.stage(
+        place.home, made.code, made.model, max_model_bytes=place.max_model_bytes, keyring=deps.keyring
+    )
     try:
         with deps.db.begin() as connection:
             row = get_endpoint(connection, row.name, kind="online")
@@ -291,14 +292,15 @@ def _of_endpoint(document: dict[str, Any], endpoint: str, name: str | None = Non
     return document
 
 
-def _prepared(spec: DeploymentSpec, settings: Settings, lines: int) -> str:
+def _prepared(spec: DeploymentSpec, deps: ConsoleDependencies, lines: int) -> str:
     """What was copied, and how the environment was built."""
     found = [
         f"{what}: {path}" for what, path in (("code", spec.code_path), ("model", spec.model_path)) if path
     ]
     if spec.kind in ("script", "mlflow"):
-        model = FilePath(spec.model_path) if spec.kind == "mlflow" else None
-        python = VirtualEnvironments(settings).python(spec.environment, model)
+        stored = deps.opened.describe(spec.model_path) if deps.opened else FilePath(spec.model_path)
+        model = stored if spec.kind == "mlflow" else None
+        python = VirtualEnvironments(deps.settings).python(spec.environment, model)
         environment = python.parent.parent
         log = ReplicaLog(environment.parent, environment.name).tail(lines)
         found += ["environment:", *log] if log else ["environment: it is not being built yet"]

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from access.keyring import PublicKey
+from access.sealed_files import SEALED, SEALED_LINES
 from core.clock import iso
 from core.ids import new_id
 from core.log import get_logger
@@ -52,9 +54,9 @@ class Payload:
 class Collector:
     """Of one gateway; files are below `folder`. The thread begins with the first payload."""
 
-    def __init__(self, folder: Path, instance: str, max_bytes: int) -> None:
-        """`max_bytes`: of everything below the folder together; beyond, payloads are left out."""
-        self._folder, self._instance, self._max_bytes = folder, instance, max_bytes
+    def __init__(self, folder: Path, instance: str, max_bytes: int, key: PublicKey | None = None) -> None:
+        """`max_bytes`: of everything below the folder together; beyond, payloads are left out. `key`: to encrypt with."""
+        self._folder, self._instance, self._max_bytes, self._key = folder, instance, max_bytes, key
         self._queue: deque[Payload] = deque()
         self._queued_bytes = 0
         self._written_bytes = -1  # not known yet
@@ -122,7 +124,10 @@ class Collector:
         folder /= at.strftime(_PATTERNS[payload.rolling])
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         line = self._line(payload, folder)
-        self._written_bytes += _append(folder / f"{self._instance}.jsonl", line)
+        name = f"{self._instance}.jsonl"
+        if self._key is not None:
+            name, line = name + SEALED_LINES, self._key.seal_line(line)
+        self._written_bytes += _append(folder / name, line)
 
     def _line(self, payload: Payload, folder: Path) -> bytes:
         size = len(payload.body)
@@ -142,7 +147,10 @@ class Collector:
             return json.dumps({**event, "data": data}, ensure_ascii=False).encode() + b"\n"
         raw = folder / "raw" / f"{event['id']}.bin"
         raw.parent.mkdir(exist_ok=True, mode=0o700)
-        self._written_bytes += _append(raw, payload.body)
+        if self._key is None:
+            self._written_bytes += _append(raw, payload.body)
+        else:
+            self._written_bytes += _append(raw.with_name(raw.name + SEALED), self._key.seal(payload.body))
         pointer = {**event, "data": str(raw.relative_to(self._folder)), "datainblob": "true"}
         return json.dumps(pointer, ensure_ascii=False).encode() + b"\n"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from msgspec import structs
 
+from access.keyring import PublicKey
 from core.errors import FareboxError, JournalFull, Unavailable
 from core.log import get_logger
 from functions.gateway.activity import Activity
@@ -84,7 +85,10 @@ class Gateway:
         self.mirrors = Mirrors(self)
         self.traffic = TrafficFigures()
         self.collector = Collector(
-            settings.collected_path, limiting.gateway or "gateway", settings.collected_max_bytes
+            settings.collected_path,
+            limiting.gateway or "gateway",
+            settings.collected_max_bytes,
+            PublicKey(settings.keyring_path) if settings.customer_key_file else None,
         )
         self.free_calls = 0
         self.in_flight = 0

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from farebox.chat import Chat
 from farebox.config import resolve
+from farebox.customer_key_resource import CustomerKey
 from farebox.errors import FareboxAPIError
 from farebox.event_resources import AuditLog, Events, Quarantine, Webhooks
 from farebox.invoice_resources import (
@@ -89,6 +90,7 @@ class Client:
         self.quarantine = Quarantine(self._transport)
         self.audit = AuditLog(self._transport)
         self.webhooks = Webhooks(self._transport)
+        self.customer_key = CustomerKey(self._transport)
         self.stripe = StripeOf(self._transport)
         self.chat = Chat(self._transport)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from access.sealed_files import is_stored
 from core.errors import Invalid
 from serving.endpoints import check_name, check_tags
 from serving.online import quantities
@@ -196,7 +197,7 @@ def _model(document: Document, find_asset: FindAsset, find_model: FindModel, mad
 
 
 def _kind(document: Document, model: Reference, environment: Document | None, folder: str) -> SpecKind:
-    is_mlflow = bool(folder) and (Path(folder) / "MLmodel").is_file()
+    is_mlflow = bool(folder) and is_stored(Path(folder) / "MLmodel")
     inference = bool(environment and environment.get("inference_config"))
     if document.get("command"):
         return "command"
@@ -249,7 +250,7 @@ def _check_script(code: Document, folder: str, made: Assembled) -> None:
             f"code_configuration.scoring_script: expected a path below the code folder, got {script!r:.200}",
             param="code_configuration.scoring_script",
         )
-    if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, inside)):
+    if os.path.isdir(folder) and not is_stored(Path(folder) / inside):
         raise Invalid(
             f"code_configuration.scoring_script: there is no {script!r:.200} in {folder!r:.200}",
             param="code_configuration.scoring_script",

@@ -1,7 +1,8 @@
 """Copies of a user's code and model, so that later edits do not change what a deployment runs.
 
 `{home}/online/{deployment id}/{generation}/code|model/…`. Copied beside it first and renamed when the change is
-recorded, so a folder by its final name is whole.
+recorded, so a folder by its final name is whole. Under a customer's key they are encrypted as they are copied, and
+decrypted for instances only (`opened`).
 """
 
 import hashlib
@@ -11,8 +12,11 @@ import stat
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 
+from access.keyring import Keyring
+from access.sealed_files import SEALED
 from core.errors import Invalid, TooLarge, Unavailable
 from core.ids import new_id
 
@@ -100,8 +104,11 @@ def _bounded(
     return Found(root, tuple(names), size)
 
 
-def copy(found: Found, target: Path, param: str) -> str:
-    """Copy the files below `target`; returns a digest of names and contents. Unavailable: the disk is full."""
+def copy(found: Found, target: Path, param: str, keyring: Keyring | None = None) -> str:
+    """Copy the files below `target`, with a keyring encrypted; returns a digest of names and plain contents.
+
+    Unavailable: the disk is full.
+    """
     digest = hashlib.sha256()
     try:
         free = shutil.disk_usage(target.parent if target.parent.exists() else target.anchor).free
@@ -112,21 +119,40 @@ def copy(found: Found, target: Path, param: str) -> str:
             )
         for name in found.files:
             digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-            digest.update(_copy_file(found.root / name, target / name))
+            digest.update(_copy_file(found.root / name, target / name, keyring))
     except OSError as error:
         raise Unavailable(f"{param}: cannot be copied: {_reason(error)}", param=param) from error
     return digest.hexdigest()
 
 
-def _copy_file(source: Path, target: Path) -> bytes:
+def _copy_file(source: Path, target: Path, keyring: Keyring | None) -> bytes:
     target.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
+    if keyring is not None:
+        target = target.with_name(target.name + SEALED)
     with open(source, "rb") as reader, open(target, "xb") as writer:
-        while chunk := reader.read(_CHUNK):
-            digest.update(chunk)
-            writer.write(chunk)
+        hashed = _Hashed(reader)
+        if keyring is not None:
+            keyring.seal_stream(hashed, writer)
+        else:
+            while chunk := hashed.read(_CHUNK):
+                writer.write(chunk)
     shutil.copymode(source, target)
-    return digest.digest()
+    return hashed.digest()
+
+
+class _Hashed(BufferedIOBase):
+    """Reads a file, and knows the digest of what was read."""
+
+    def __init__(self, source: BufferedIOBase) -> None:
+        self._source, self._digest = source, hashlib.sha256()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        chunk = self._source.read(size)
+        self._digest.update(chunk)
+        return chunk
+
+    def digest(self) -> bytes:
+        return self._digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +166,14 @@ class Staged:
 
 
 def stage(
-    home: Path, code: str | None, model: str | None, *, max_model_bytes: int = MAX_MODEL_BYTES
+    home: Path,
+    code: str | None,
+    model: str | None,
+    *,
+    max_model_bytes: int = MAX_MODEL_BYTES,
+    keyring: Keyring | None = None,
 ) -> Staged | None:
-    """Copy the folders named, if any. Both are looked at before either is copied."""
+    """Copy the folders named, if any; encrypted with a keyring. Both are looked at before either is copied."""
     code_found = None if code is None else look(code, "code_configuration.code", MAX_CODE_BYTES)
     model_found = None if model is None else look(model, "model.path", max_model_bytes)
     if code_found is None and model_found is None:
@@ -157,11 +188,11 @@ def stage(
     code_digest = model_digest = entry = ""
     try:
         if code_found is not None:
-            code_digest = copy(code_found, folder / "code", "code_configuration.code")
+            code_digest = copy(code_found, folder / "code", "code_configuration.code", keyring)
         if model_found is not None:
             entry = os.path.basename(str(model))
             target = folder / "model" / entry if os.path.isdir(str(model)) else folder / "model"
-            model_digest = copy(model_found, target, "model.path")
+            model_digest = copy(model_found, target, "model.path", keyring)
     except BaseException:
         discard(folder)
         raise

@@ -18,6 +18,7 @@ from serving.online.autoscale import SAMPLE_EVERY_MS, Autoscaler, bounds
 from serving.online.gauge import Gauge
 from serving.online.instance import Instance
 from serving.online.model import DeploymentFigures, OnlineDeployment
+from serving.online.spec import DeploymentSpec
 from serving.run import Surroundings
 
 _log = get_logger(__name__)
@@ -125,6 +126,10 @@ class Fleet:
         return LiveStatus(
             self.deployment.id, state, self._in_flight, self._last_call_ms, stops_ms, None, phase
         )
+
+    def specs(self) -> list[DeploymentSpec]:
+        """What its instances run from, those that are ending too."""
+        return [each.deployment.spec for each in self._instances if each.state not in ("ended", "failed")]
 
     async def figures(self) -> DeploymentFigures:
         """For who watches: instances by state, and what they use; CPU since the last time that this was asked."""

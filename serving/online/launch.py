@@ -17,6 +17,7 @@ from core.settings import Settings
 from serving.launch import Launch, Launcher
 from serving.online.collecting import script_collections
 from serving.online.model import OnlineDeployment
+from serving.online.opened import OpenedCopies
 from serving.online.spec import DeploymentSpec
 from serving.store import endpoint_names
 
@@ -42,14 +43,33 @@ class OnlineLauncher:
     """Turns a deployment into the command of one instance."""
 
     def __init__(
-        self, db: Database, catalog: Launcher, environments: Environments, settings: Settings
+        self,
+        db: Database,
+        catalog: Launcher,
+        environments: Environments,
+        settings: Settings,
+        opened: OpenedCopies | None = None,
     ) -> None:
-        """`catalog` starts models of the catalog."""
+        """`catalog` starts models of the catalog; `opened` decrypts copies, where they are stored encrypted."""
         self._db, self._catalog, self._environments = db, catalog, environments
-        self._settings = settings
+        self._settings, self._opened = settings, opened
 
     def __call__(self, deployment: OnlineDeployment, port: int) -> Launch:
         """The command on that port. FareboxError: it cannot be started at all."""
+        if self._opened is None:
+            return self._launch(deployment, port)
+        opened, stored = self._opened, deployment.spec
+        if stored.kind == "mlflow":
+            opened.describe(stored.model_path)
+        launch = self._launch(replace(deployment, spec=opened.moved(stored)), port)
+
+        def prepare(report: Report) -> None:
+            opened.open(stored, report)
+            launch.prepare(report)
+
+        return replace(launch, prepare=prepare)
+
+    def _launch(self, deployment: OnlineDeployment, port: int) -> Launch:
         spec = deployment.spec
         if spec.kind == "catalog":
             return self._catalog_model(spec, port)
@@ -101,6 +121,8 @@ class OnlineLauncher:
             "source": f"/endpoints/{endpoint}/deployments/{deployment.name}",
             "max_bytes": self._settings.collected_max_bytes,
         }
+        if self._settings.customer_key_file:
+            where["keyring"] = str(self._settings.keyring_path)
         return {"FAREBOX_COLLECT": json.dumps(wanted | where)}
 
 

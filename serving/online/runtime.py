@@ -9,6 +9,7 @@ from serving.model import LiveStatus, WakeStatus
 from serving.online import store
 from serving.online.fleet import Fleet
 from serving.online.model import DeploymentFigures, OnlineDeployment
+from serving.online.opened import OpenedCopies
 from serving.run import Surroundings
 
 _log = get_logger(__name__)
@@ -17,10 +18,16 @@ _log = get_logger(__name__)
 class OnlineRuntime:
     """For one event loop; `status` may be called from any thread."""
 
-    def __init__(self, around: Surroundings, make: Callable[[OnlineDeployment, int], Launch]) -> None:
-        self._around, self._make = around, make
+    def __init__(
+        self,
+        around: Surroundings,
+        make: Callable[[OnlineDeployment, int], Launch],
+        opened: OpenedCopies | None = None,
+    ) -> None:
+        """`opened`: the decrypted copies, which go when no instance runs from them."""
+        self._around, self._make, self._opened = around, make, opened
         self._fleets: dict[str, Fleet] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: dict[asyncio.Task[None], Fleet] = {}
         self._telling: set[asyncio.Task[None]] = set()
 
     async def look(self) -> None:
@@ -35,8 +42,9 @@ class OnlineRuntime:
         for deployment_id in [each for each in self._fleets if each not in rows]:
             fleet = self._fleets.pop(deployment_id)
             task = asyncio.create_task(fleet.stop("the deployment was deleted"))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            self._ending[task] = fleet
+            task.add_done_callback(self._ending.pop)
+        await self._forget_opened()
 
     async def wake(self, deployment_id: str, wait_ms: int) -> WakeStatus | None:
         """See `LocalRuntime.wake`; None: it is no online deployment."""
@@ -64,8 +72,21 @@ class OnlineRuntime:
         """End every instance. Returns when their processes are gone."""
         stopping = [fleet.stop(reason) for fleet in self._fleets.values()]
         await asyncio.gather(*stopping, *self._ending, *self._telling)
+        if self._opened is not None:
+            await asyncio.to_thread(self._opened.forget, (), 0)
 
     # --- inside ---------------------------------------------------------------------------------
+
+    async def _forget_opened(self) -> None:
+        if self._opened is None:
+            return
+        used = {
+            name
+            for fleet in (*self._fleets.values(), *self._ending.values())
+            for spec in fleet.specs()
+            for name in self._opened.generations(spec)
+        }
+        await asyncio.to_thread(self._opened.forget, used)
 
     def _read(self) -> dict[str, OnlineDeployment]:
         with self._around.db.read() as connection:

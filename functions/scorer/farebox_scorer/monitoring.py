@@ -4,6 +4,7 @@ Sources: R7.4 and R7.5 of our reference (Azure Machine Learning, "Collect produc
 `data_collector` says which collections are kept; FAREBOX_COLLECT has it as JSON. Handing over never waits for the disk.
 """
 
+import base64
 import json
 import os
 import queue
@@ -115,6 +116,7 @@ class _Writer:
         self._name = f"{uuid.uuid4().hex[:12]}.jsonl"
         self._waiting = queue.Queue(MAX_WAITING)
         self._written = -1
+        self._key = self._key_mark = None
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._thread.start()
 
@@ -161,8 +163,10 @@ class _Writer:
             root, collection, time.strftime(_PATTERNS[self._settings["rolling"]], time.gmtime(at))
         )
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        line = self._line(collection, rows, correlation_id, at)
-        file = os.open(os.path.join(folder, self._name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        line, name = self._line(collection, rows, correlation_id, at), self._name
+        if "keyring" in self._settings:
+            line, name = self._sealed(line), f"{name}.agelines"
+        file = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             before = os.fstat(file).st_size
             if os.write(file, line) != len(line):
@@ -171,6 +175,17 @@ class _Writer:
         finally:
             os.close(file)
         self._written += len(line)
+
+    def _sealed(self, line):
+        """Encrypted with the data key that is in use now: its public half stands in the platform's keyring.json."""
+        import pyrage  # in the environment only where there is a customer's key
+
+        mark = os.stat(self._settings["keyring"]).st_mtime_ns
+        if mark != self._key_mark:
+            with open(self._settings["keyring"], encoding="utf-8") as file:
+                self._key = pyrage.x25519.Recipient.from_str(json.load(file)["data_key"])
+            self._key_mark = mark
+        return base64.b64encode(pyrage.encrypt(line, [self._key])) + b"\n"
 
     def _line(self, collection, rows, correlation_id, at):
         event = {

@@ -12,6 +12,7 @@ from farebox.cli import (
     billing,
     chat,
     credit,
+    customer_key,
     endpoints,
     events,
     instance_prices,
@@ -118,25 +119,6 @@ def cli(context: click.Context) -> None:
     context.call_on_close(state.close)
 
 
-def _platform_command(name: str, summary: str, examples: list[str]) -> Command:
-    """A command that hands everything behind its name to the platform, `--help` too."""
-
-    @click.pass_context
-    def delegate(context: click.Context, args: tuple[str, ...]) -> None:
-        context.exit(platform.run(name, list(args)))
-
-    return Command(
-        name,
-        callback=delegate,
-        params=[click.Argument(["args"], nargs=-1, type=click.UNPROCESSED)],
-        help=summary,
-        examples=examples,
-        common=False,
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    )
-
-
 @click.command(cls=Command, examples=["farebox status", "farebox status --url http://gpu-box:8080 -o json"])
 @pass_state
 @click.pass_context
@@ -191,21 +173,21 @@ def completion(shell: str) -> None:
 
 
 cli.add_command(
-    _platform_command(
+    platform.command(
         "up",
         "Start the platform here, in the foreground.",
         ["farebox up", "farebox up --home ./data --port 9000", "farebox up --help"],
     )
 )
 cli.add_command(
-    _platform_command(
+    platform.command(
         "engine",
         "Install, list and check engines on this machine.",
         ["farebox engine install", "farebox engine list", "farebox engine --help"],
     )
 )
 cli.add_command(
-    _platform_command(
+    platform.command(
         "demo",
         "Make one call to a sample model and show its cost.",
         ["farebox demo --once", "farebox demo --help"],
@@ -245,6 +227,7 @@ for _command in (
     events.audit,
     webhooks.webhook,
     stripe.stripe,
+    customer_key.customer_key,
     completion,
     version,
 ):

@@ -4,7 +4,28 @@ import sys
 
 import click
 
+from farebox.cli.framework import Command
+
 GROUP = "farebox.platform"
+
+
+def command(name: str, summary: str, examples: list[str], verb: str = "") -> Command:
+    """A command that hands everything behind its name to the platform, `--help` too; with `verb`, behind that verb."""
+
+    @click.pass_context
+    def delegate(context: click.Context, args: tuple[str, ...]) -> None:
+        context.exit(run(name, [verb, *args] if verb else list(args)))
+
+    return Command(
+        verb or name,
+        callback=delegate,
+        params=[click.Argument(["args"], nargs=-1, type=click.UNPROCESSED)],
+        help=summary,
+        examples=examples,
+        common=False,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    )
 
 
 def run(name: str, args: list[str]) -> int:
