@@ -292,14 +292,18 @@ def _of_endpoint(document: dict[str, Any], endpoint: str, name: str | None = Non
     return document
 
 
+def _described(spec: DeploymentSpec, deps: ConsoleDependencies) -> FilePath:
+    """A folder with what describes the MLflow model."""
+    return FilePath(spec.model_path) if deps.opened is None else deps.opened.describe(spec.model_path)
+
+
 def _prepared(spec: DeploymentSpec, deps: ConsoleDependencies, lines: int) -> str:
     """What was copied, and how the environment was built."""
     found = [
         f"{what}: {path}" for what, path in (("code", spec.code_path), ("model", spec.model_path)) if path
     ]
     if spec.kind in ("script", "mlflow"):
-        stored = deps.opened.describe(spec.model_path) if deps.opened else FilePath(spec.model_path)
-        model = stored if spec.kind == "mlflow" else None
+        model = _described(spec, deps) if spec.kind == "mlflow" else None
         python = VirtualEnvironments(deps.settings).python(spec.environment, model)
         environment = python.parent.parent
         log = ReplicaLog(environment.parent, environment.name).tail(lines)

@@ -407,20 +407,9 @@ def _check_timeout(spec: DeploymentSpec) -> None:
 
 def _note_local(document: Document, made: Assembled) -> None:
     spec, notes = made.spec, made.notes
-    collected, said = collecting(spec.data_collector)
-    notes += said
-    if collected is not None and spec.kind == "catalog":
-        notes.append("data_collector: calls to /score are collected, those in OpenAI's format are not")
+    notes += collecting(spec.data_collector)[1]
     if document.get("instance_type") and spec.instance_type != INSTANCE_TYPE:
         notes.append("instance_type: instances are processes on this machine")
-    if spec.egress_public_network_access == "disabled" and spec.kind == "command":
-        notes.append(
-            "egress_public_network_access: what a server of your own connects to is not restricted on one machine"
-        )
-    if spec.app_insights_enabled and spec.kind == "catalog":
-        notes.append(
-            "app_insights_enabled: calls to /score get a line in the log, those in OpenAI's format do not"
-        )
     if spec.target == "kubernetes":
         notes.append("type: instances are processes on this machine")
     if spec.kind == "command" and {"conda_file", "requirements"} & set(spec.environment or {}):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from serving.store import endpoint_names
 
 Report = Callable[[str], None]
 SCORER = Path(__file__).parents[2] / "functions" / "scorer"
+_CONFINED = SCORER / "farebox_scorer" / "confined.py"
 # Of the platform's own environment a user's process gets these only: the rest may hold secrets.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 
@@ -71,11 +73,10 @@ class OnlineLauncher:
 
     def _launch(self, deployment: OnlineDeployment, port: int) -> Launch:
         spec = deployment.spec
-        if spec.kind == "catalog":
-            return self._catalog_model(spec, port)
-        if spec.kind == "command":
-            return _own_server(spec, port)
-        return self._scorer(deployment, port)
+        if spec.kind in ("script", "mlflow"):
+            return self._scorer(deployment, port)
+        launch = self._catalog_model(spec, port) if spec.kind == "catalog" else _own_server(spec, port)
+        return _confined(launch, port) if spec.egress_public_network_access == "disabled" else launch
 
     def _catalog_model(self, spec: DeploymentSpec, port: int) -> Launch:
         with self._db.read() as connection:
@@ -160,6 +161,11 @@ def _own_server(spec: DeploymentSpec, port: int) -> Launch:
         health_path=spec.routes.readiness.path,
         needed_bytes=spec.resources.requests.memory_bytes,
     )
+
+
+def _confined(launch: Launch, port: int) -> Launch:
+    """The same server in a network of its own."""
+    return replace(launch, argv=(sys.executable, str(_CONFINED), "--port", str(port), "--", *launch.argv))
 
 
 def _environment(spec: DeploymentSpec, port: int) -> dict[str, str]:

@@ -210,6 +210,44 @@ async def test_a_script_with_egress_disabled_reaches_nobody(site: Site, egress: 
     assert (answer["said"] == "reached") == (egress == "enabled"), answer
 
 
+@pytest.mark.parametrize("egress", ["enabled", "disabled"])
+async def test_a_server_of_ones_own_with_egress_disabled_reaches_nobody(site: Site, egress: str) -> None:
+    folder = site.world.home / "own"
+    folder.mkdir()
+    (folder / "server.py").write_text(
+        """
+import http.server, json, os, socket
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.say("well")
+    def do_POST(self):
+        try:
+            socket.create_connection(("127.0.0.1", int(self.rfile.read(int(self.headers["content-length"])))), 2)
+            self.say("reached")
+        except OSError as error:
+            self.say(str(error))
+    def say(self, said):
+        said = json.dumps({"said": said}).encode()
+        self.send_response(200); self.send_header("content-length", str(len(said))); self.end_headers()
+        self.wfile.write(said)
+    def log_message(self, *a): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+    )
+    spec = DeploymentSpec(
+        "own", "command", command=(sys.executable, "server.py"), code_path=str(folder), liveness_probe=SOON,
+        readiness_probe=SOON, egress_public_network_access=egress,
+    )  # fmt: skip
+    made = site.deploy(spec)
+    row = await site.settled(made)
+    if row.provisioning_state == "Failed":  # a machine that does not let us
+        assert egress == "disabled" and "EgressNotRestricted" in row.failure_message
+        return
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        answer = await asyncio.to_thread(ask, site.urls(made)[0], other.getsockname()[1])
+    assert (answer["said"] == "reached") == (egress == "enabled"), answer
+
+
 async def test_a_new_generation_takes_over_without_a_gap(site: Site) -> None:
     spec = site.script(instance_count=2, environment_variables={"NAME": "one"})
     made = site.deploy(spec)

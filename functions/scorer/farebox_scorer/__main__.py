@@ -80,11 +80,7 @@ def _serve(options):
         try:
             egress.close()
         except OSError as error:
-            print(
-                f"EgressNotRestricted: a script without network needs namespaces: {error}",
-                file=sys.stderr,
-                flush=True,
-            )
+            egress.explain(error)
             return egress.NOT_POSSIBLE
     try:
         script = _script(options)
