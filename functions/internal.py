@@ -11,6 +11,7 @@ from core.errors import FareboxError, NotFound, TooLarge, problem
 from core.ids import new_id
 from functions.tokens import MAX_BYTES, TokenCounter
 from serving.model import WakeStatus
+from serving.online.calls import MAX_DURATIONS
 
 MAX_WAIT_MS = 3_600_000
 MAX_DEPLOYMENTS = 10_000
@@ -22,7 +23,7 @@ class Runtime(Protocol):
 
     async def wake(self, deployment_id: str, wait_ms: int) -> WakeStatus: ...
 
-    def report_activity(self, activity: dict[str, dict[str, int]]) -> None: ...
+    def report_activity(self, activity: dict[str, dict[str, Any]]) -> None: ...
 
 
 class Activity(BaseModel):
@@ -30,6 +31,8 @@ class Activity(BaseModel):
 
     in_flight: int = Field(ge=0)
     last_ms: int = Field(ge=0)
+    ended: int = Field(default=0, ge=0)  # since the last report, of an online deployment
+    durations_ms: list[int] = Field(default_factory=list, max_length=MAX_DURATIONS)  # of some of these
 
 
 class HeldReport(BaseModel):

@@ -100,8 +100,9 @@ class LocalRuntime:
                 return attached
         return await self._supervisor(deployment_id).wake(wait_ms)
 
-    def report_activity(self, activity: Mapping[str, Mapping[str, int]]) -> None:
-        """`{deployment id: {"in_flight": calls now, "last_ms": the newest call's instant}}`.
+    def report_activity(self, activity: Mapping[str, Mapping[str, Any]]) -> None:
+        """`{deployment id: {"in_flight": calls now, "last_ms": the newest call's instant}}`, of online deployments also
+        `ended`, calls that ended since the last report, and `durations_ms` of some of them.
 
         Told of what changed, and every second of deployments with calls in flight.
         """
@@ -111,7 +112,8 @@ class LocalRuntime:
             if found is not None:
                 found.report(in_flight, last_ms)
             else:
-                self._online.report(deployment_id, in_flight, last_ms)
+                ended, durations_ms = calls.get("ended", 0), calls.get("durations_ms", ())
+                self._online.report(deployment_id, in_flight, last_ms, ended, durations_ms)
 
     # --- asked by the console -------------------------------------------------------------------
 

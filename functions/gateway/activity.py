@@ -6,6 +6,7 @@ from core.clock import Clock
 from core.errors import Unavailable
 from core.log import get_logger
 from functions.gateway.control import ControlClient
+from functions.gateway.traffic_figures import TrafficFigures
 
 _log = get_logger(__name__)
 
@@ -18,9 +19,9 @@ class Activity:
     The latter so that a control process that was restarted does not take a long stream for idleness.
     """
 
-    def __init__(self, control: ControlClient, clock: Clock) -> None:
-        self._control = control
-        self._clock = clock
+    def __init__(self, control: ControlClient, clock: Clock, traffic: TrafficFigures) -> None:
+        """`traffic` knows how many calls of online deployments ended, and how long they took."""
+        self._control, self._clock, self._traffic = control, clock, traffic
         self._in_flight: dict[str, int] = {}
         self._changed: dict[str, int] = {}  # deployment id to the end of its last call
 
@@ -46,11 +47,16 @@ class Activity:
     async def report(self) -> None:
         """Send what there is to say; kept for the next time when it cannot be said."""
         now_ms = self._clock.now_ms()
-        last_calls = self._changed | dict.fromkeys(self._in_flight, now_ms)
+        ended = self._traffic.take_recent()
+        last_calls = dict.fromkeys(ended, now_ms) | self._changed | dict.fromkeys(self._in_flight, now_ms)
         if not last_calls:
             return
         report = {
-            deployment_id: {"in_flight": self._in_flight.get(deployment_id, 0), "last_ms": last_ms}
+            deployment_id: {
+                "in_flight": self._in_flight.get(deployment_id, 0),
+                "last_ms": last_ms,
+                **ended.get(deployment_id, {}),
+            }
             for deployment_id, last_ms in last_calls.items()
         }
         told, self._changed = self._changed, {}

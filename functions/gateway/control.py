@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import aiohttp
@@ -33,6 +33,10 @@ class OnlineFigures(msgspec.Struct):
     instances: dict[str, int]  # by state
     cpu_percent: float | None = None
     memory_percent: float | None = None
+    disk_percent: float | None = None
+    gpu_percent: float | None = None
+    gpu_memory_percent: float | None = None
+    gpu_energy_j: float | None = None
 
 
 class ControlClient:
@@ -77,7 +81,7 @@ class ControlClient:
         except msgspec.DecodeError as error:
             raise Unavailable(f"the control process answered a wake with nonsense: {error}") from error
 
-    async def report_activity(self, activity: Mapping[str, Mapping[str, int]]) -> None:
+    async def report_activity(self, activity: Mapping[str, Mapping[str, Any]]) -> None:
         """Tell how busy deployments are: `{deployment id: {"in_flight": n, "last_ms": t}}`."""
         status, _ = await self._call("POST", "/internal/activity", msgspec.json.encode(activity), _MARGIN_S)
         if status >= 300:

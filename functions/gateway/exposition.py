@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Labels = tuple[tuple[str, str], ...]
+Kind = Literal["counter", "gauge", "histogram"]
 Sample = tuple[str, Labels, int | float]
 """Suffix of the name, labels, value."""
 
@@ -14,7 +15,7 @@ class Family(NamedTuple):
     """One metric with all its series."""
 
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Kind
     text: str
     samples: Iterable[Sample]
 

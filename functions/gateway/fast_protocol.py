@@ -104,12 +104,15 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.lane.gateway.connections += 1
+        self.lane.gateway.connections_made += 1
         self._allowed = self.lane.may_connect(self.client[0] if self.client else "")
         self.deadline = self.loop.time() + self.timeout_keep_alive
         self.lane.deadlines.watch(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
+        self.lane.gateway.connections -= 1
         self.lane.deadlines.forget(self)
         self._candidate = None
         super().connection_lost(exc)

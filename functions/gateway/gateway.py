@@ -79,11 +79,11 @@ class Gateway:
             max_waiting=settings.max_waiting_per_deployment,
             max_waiting_per_org=settings.max_waiting_per_organization,
         )
-        self.activity = Activity(dependencies.control, dependencies.clock)
+        self.traffic = TrafficFigures()
+        self.activity = Activity(dependencies.control, dependencies.clock, self.traffic)
         self.outcomes = Outcomes(dependencies.clock)
         self.pending = Pending()
         self.mirrors = Mirrors(self)
-        self.traffic = TrafficFigures()
         self.collector = Collector(
             settings.collected_path,
             limiting.gateway or "gateway",
@@ -92,6 +92,7 @@ class Gateway:
         )
         self.free_calls = 0
         self.in_flight = 0
+        self.connections = self.connections_made = 0  # of callers: open now, and since the start
         self.draining = False
         self.interrupt_fast_calls: Callable[[], None] = lambda: None
         self._tasks: list[asyncio.Task[None]] = []

@@ -5,13 +5,14 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 from fastapi import FastAPI, Response
 
 from core.version import VERSION
 from functions.gateway.comparison_page import comparison_families
 from functions.gateway.control import OnlineFigures
-from functions.gateway.exposition import CONTENT_TYPE, Family, Sample, render
+from functions.gateway.exposition import CONTENT_TYPE, Family, Kind, Sample, render
 from functions.gateway.gateway import Gateway
 from functions.gateway.metrics import MAX_MODELS
 
@@ -41,14 +42,28 @@ def add_metrics(app: FastAPI, gateway: Gateway) -> None:
         return Response("".join(lines), headers={"content-type": CONTENT_TYPE, "cache-control": "no-store"})
 
 
+# Of online deployments' instances: name, kind, meaning, field of `OnlineFigures`.
+_USE: Final[tuple[tuple[str, Kind, str, str], ...]] = (
+    ("cpu_utilization_percent", "gauge", "CPU that an instance uses", "cpu_percent"),
+    ("memory_utilization_percent", "gauge", "Memory that an instance uses", "memory_percent"),
+    ("disk_utilization_percent", "gauge", "Use of the instances' disk", "disk_percent"),
+    ("gpu_utilization_percent", "gauge", "How busy the instances' GPUs are", "gpu_percent"),
+    (
+        "gpu_memory_utilization_percent",
+        "gauge",
+        "Memory of their GPUs that instances have",
+        "gpu_memory_percent",
+    ),
+    ("gpu_energy_joules_total", "counter", "Energy of the instances' GPUs", "gpu_energy_j"),
+)
+
+
 def _online(figures: Sequence[OnlineFigures]) -> Iterable[Family]:
     labels = [(("endpoint", each.endpoint), ("deployment", each.deployment)) for each in figures]
-    for name, text, values in (
-        ("cpu", "Percent of CPU that an instance uses", [each.cpu_percent for each in figures]),
-        ("memory", "Percent of memory that an instance uses", [each.memory_percent for each in figures]),
-    ):
+    for name, kind, text, field in _USE:
+        values = [getattr(each, field) for each in figures]
         samples = [("", of, value) for of, value in zip(labels, values, strict=True) if value is not None]
-        yield Family(f"farebox_online_{name}_utilization_percent", "gauge", text, samples)
+        yield Family(f"farebox_online_{name}", kind, text, samples)
     yield Family(
         "farebox_online_instances",
         "gauge",
@@ -76,6 +91,9 @@ def _collected(gateway: Gateway) -> Iterable[Family]:
 def _state(gateway: Gateway) -> Iterable[Family]:
     yield _gauge("in_flight", "Calls being served", gateway.in_flight)
     yield _gauge("free_calls_in_flight", "Calls that cost nothing being served", gateway.free_calls)
+    yield _gauge("connections", "Connections of callers", gateway.connections)
+    made: list[Sample] = [("", (), gateway.connections_made)]
+    yield Family("farebox_gateway_connections_total", "counter", "Connections that callers made", made)
     yield Family(
         "farebox_gateway_waiting",
         "gauge",

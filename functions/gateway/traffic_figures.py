@@ -3,9 +3,10 @@
 Sources: R7.1 and R7.2 of our reference (Azure Machine Learning's endpoint metrics, and its table of traffic).
 """
 
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from core.log import get_logger
 from functions.gateway.exchange import Exchange
@@ -13,6 +14,7 @@ from functions.gateway.exposition import Family, Sample
 from functions.gateway.metrics import CALL_TIMES, Histogram
 from functions.gateway.record import CallRecord
 from metering.model import UsageEvent
+from serving.online.calls import MAX_DURATIONS
 
 _log = get_logger(__name__)
 
@@ -44,11 +46,27 @@ class _Figures:
         self.bytes_in = self.bytes_out = 0
 
 
+class _Recent:
+    __slots__ = ("durations_ms", "ended")
+
+    def __init__(self) -> None:
+        self.ended = 0
+        self.durations_ms: list[int] = []
+
+    def add(self, duration_ms: int) -> None:
+        self.ended += 1
+        if len(self.durations_ms) < MAX_DURATIONS:
+            self.durations_ms.append(duration_ms)
+        elif (place := random.randrange(self.ended)) < MAX_DURATIONS:  # each has the same chance to stay
+            self.durations_ms[place] = duration_ms
+
+
 class TrafficFigures:
     """Of one gateway process, by endpoint and deployment."""
 
     def __init__(self) -> None:
         self._by: dict[tuple[str, str], _Figures] = {}
+        self._recent: dict[str, _Recent] = {}  # by deployment's id
 
     def ended(self, call: Ended, exchange: Exchange, record: CallRecord, *, logged: bool) -> None:
         """Count it; `logged`: its deployment wants a line for each call."""
@@ -70,6 +88,16 @@ class TrafficFigures:
         event = record.last_event
         if event is not None:
             figures.duration.note((event.ended_ms - event.received_ms) * 1000)
+            self._recent.setdefault(record.route.deployment_id, _Recent()).add(
+                event.ended_ms - event.received_ms
+            )
+
+    def take_recent(self) -> dict[str, dict[str, Any]]:
+        """`{deployment id: {"ended": calls since the last time, "durations_ms": of some of these}}`."""
+        taken, self._recent = self._recent, {}
+        return {
+            name: {"ended": each.ended, "durations_ms": each.durations_ms} for name, each in taken.items()
+        }
 
     def _of(self, endpoint: str, deployment: str) -> _Figures:
         if (endpoint, deployment) not in self._by and len(self._by) >= _MAX_DEPLOYMENTS:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from serving.online.scaling import ScaleRule
+from serving.online.scaling import WHOLE, ScaleRule
 from serving.online.spec import ScaleSettings
 
 SAMPLE_EVERY_MS = 10_000
@@ -69,7 +69,8 @@ class Autoscaler:
         """Whether the same load on fewer instances would meet a rule that scales out: then nothing is won."""
         for each in scale.rules:
             value = self._value(each, at)
-            if each.applied(wanted) > wanted and value is not None and each.met(value * current / wanted):
+            share = 1 if each.metric in WHOLE else current / wanted
+            if each.applied(wanted) > wanted and value is not None and each.met(value * share):
                 return True
         return False
 

@@ -15,6 +15,7 @@ from core.log import get_logger
 from serving.launch import Launch
 from serving.model import DeploymentState, LiveStatus, WakeStatus
 from serving.online.autoscale import SAMPLE_EVERY_MS, Autoscaler, bounds
+from serving.online.calls import Calls
 from serving.online.gauge import Gauge
 from serving.online.instance import Instance
 from serving.online.model import DeploymentFigures, OnlineDeployment
@@ -59,7 +60,8 @@ class Fleet:
         self._active_at = self._enough_since = now
         self._awake = deployment.spec.scale.idle_to_zero_s == 0 or deployment.pending
         self._scaled = deployment.instance_count
-        self._autoscaler, self._gauge, self._shown = Autoscaler(), Gauge(), Gauge()
+        self._autoscaler, self._gauge, self._shown = Autoscaler(), Gauge(around.logs), Gauge(around.logs)
+        self._calls = Calls(now)
         self._measured_at = -SAMPLE_EVERY_MS
         self._task = asyncio.create_task(self._run(), name=f"fleet of {deployment.id}")
 
@@ -78,8 +80,9 @@ class Fleet:
             self.deployment = deployment
             self._poke.set()
 
-    def report(self, in_flight: int, last_ms: int) -> None:
-        """The gateway's word on the calls to this deployment."""
+    def report(self, in_flight: int, last_ms: int, ended: int, durations_ms: Sequence[int]) -> None:
+        """The gateway's word on the calls to this deployment: how many ended since the last word, and what some took."""
+        self._calls.add(ended, durations_ms)
         if in_flight > 0 or last_ms != self._last_call_ms:
             self._active_at = self._around.clock.monotonic_ms()
         self._in_flight, self._last_call_ms = in_flight, last_ms
@@ -142,6 +145,10 @@ class Fleet:
             {str(state): count for state, count in states.items()},
             used.get("CpuUtilizationPercentage"),
             used.get("CpuMemoryUtilizationPercentage"),
+            used.get("DiskUtilization"),
+            used.get("GpuUtilizationPercentage"),
+            used.get("GpuMemoryUtilizationPercentage"),
+            self._shown.energy_j,
         )
 
     def _leaders(self) -> list[int]:
@@ -275,7 +282,7 @@ class Fleet:
         asked = self.deployment.spec.resources.requests
         values = await asyncio.to_thread(self._gauge.measure, leaders, asked)
         calls = {"ConcurrentRequestsPerInstance": self._in_flight / max(1, len(leaders))}
-        self._autoscaler.sample({**calls, **values}, now)
+        self._autoscaler.sample({**calls, **self._calls.take(now), **values}, now)
 
     def _autoscaled(self, current: int, now: int) -> int:
         """Enough for the calls in flight at the target utilisation; fewer only after that was enough for a while."""

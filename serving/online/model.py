@@ -100,10 +100,14 @@ class Asset:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentFigures:
-    """What a deployment's instances use now, in percent on average (R7.1); None: not measured."""
+    """What a deployment's instances use now, in percent on average (R7.1); None: not measured, or there is none."""
 
     endpoint_id: str
     deployment: str
     instances: dict[str, int]  # by state
     cpu_percent: float | None
     memory_percent: float | None
+    disk_percent: float | None = None  # of the disk that the home is on
+    gpu_percent: float | None = None
+    gpu_memory_percent: float | None = None
+    gpu_energy_j: float | None = None  # joules, since somebody first looked

@@ -1,7 +1,7 @@
 """The online deployments of this machine: a fleet for each that lives; the table is read every few seconds."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from core.log import get_logger
 from serving.launch import Launch
@@ -54,11 +54,18 @@ class OnlineRuntime:
             fleet = self._fleets.get(deployment_id)
         return None if fleet is None else await fleet.wake(wait_ms)
 
-    def report(self, deployment_id: str, in_flight: int, last_ms: int) -> None:
-        """The gateway's word on the calls to a deployment."""
+    def report(
+        self,
+        deployment_id: str,
+        in_flight: int,
+        last_ms: int,
+        ended: int = 0,
+        durations_ms: Sequence[int] = (),
+    ) -> None:
+        """The gateway's word on the calls to a deployment; see `Fleet.report`."""
         fleet = self._fleets.get(deployment_id)
         if fleet is not None:
-            fleet.report(in_flight, last_ms)
+            fleet.report(in_flight, last_ms, ended, durations_ms)
 
     def status(self) -> dict[str, LiveStatus]:
         """Of every fleet."""

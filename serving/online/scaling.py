@@ -12,12 +12,24 @@ Comparison = Literal[">", ">=", "<", "<="]
 Statistic = Literal["avg", "max", "min"]
 Action = Literal["out", "in", "to"]
 
-# R7.1's names where it has one; of all instances together, on average.
+# R7.1's names where it has one; on average over the instances, latencies in milliseconds.
 METRICS: Final = (
     "CpuUtilizationPercentage",
     "CpuMemoryUtilizationPercentage",
+    "GpuUtilizationPercentage",
+    "GpuMemoryUtilizationPercentage",
+    "DiskUtilization",
     "ConcurrentRequestsPerInstance",
+    "RequestsPerMinute",
+    "RequestLatency",
+    "RequestLatency_P50",
+    "RequestLatency_P90",
+    "RequestLatency_P95",
+    "RequestLatency_P99",
 )
+WHOLE: Final = frozenset(
+    {"RequestsPerMinute", "DiskUtilization"}
+)  # the same however many instances there are
 DAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 

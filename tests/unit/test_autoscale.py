@@ -1,15 +1,20 @@
 """Rules, schedules and bounds that decide how many instances there are."""
 
+import os
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from core.errors import Invalid
+from serving.online import gpus
 from serving.online.autoscale import SAMPLE_EVERY_MS, Autoscaler, bounds
+from serving.online.calls import Calls
 from serving.online.gauge import Gauge
 from serving.online.scale_document import rule_document, scale_settings, schedule_document
 from serving.online.spec import DeploymentSpec, ResourceAmounts, ScaleSettings
@@ -184,7 +189,7 @@ def test_the_gauge_tells_a_busy_process_from_an_idle_one() -> None:
     for name, program in (("busy", busy), ("idle", idle)):
         process = subprocess.Popen([sys.executable, "-c", program])
         try:
-            gauge = Gauge()
+            gauge = Gauge(Path("/"))
             asked = ResourceAmounts(cpu_milli=1000, memory_bytes=600_000_000)
             assert gauge.measure([process.pid], asked) == {}, "the first turn has nothing to compare with"
             time.sleep(1.5)
@@ -195,7 +200,7 @@ def test_the_gauge_tells_a_busy_process_from_an_idle_one() -> None:
     assert found["busy"][CPU] > 20 > found["idle"][CPU]
     memory = "CpuMemoryUtilizationPercentage"
     assert found["busy"][memory] > found["idle"][memory] > 0
-    assert Gauge().measure([], ResourceAmounts()) == {}
+    assert Gauge(Path("/")).measure([], ResourceAmounts()) == {}
 
 
 def test_a_process_that_was_not_seen_before_does_not_bring_its_past() -> None:
@@ -203,10 +208,100 @@ def test_a_process_that_was_not_seen_before_does_not_bring_its_past() -> None:
     process = subprocess.Popen([sys.executable, "-c", busy])
     try:
         time.sleep(2.5)
-        gauge, asked = Gauge(), ResourceAmounts(cpu_milli=1000)
+        gauge, asked = Gauge(Path("/")), ResourceAmounts(cpu_milli=1000)
         gauge.measure([], asked)
         time.sleep(0.6)
         assert gauge.measure([process.pid], asked)[CPU] < 20
     finally:
         process.kill()
         process.wait()
+
+
+class Driver:
+    """NVML as NVIDIA's binding has it, with two GPUs; process 7 runs on the second."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.energy, self.broken = pid, 1_000_000, False
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802  NVML's names, here and below
+        if self.broken:
+            raise self.NVMLError("the driver was unloaded")
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
+        others = SimpleNamespace(pid=1, usedGpuMemory=4_000)
+        return [others, SimpleNamespace(pid=self.pid, usedGpuMemory=2_000)] if handle else [others]
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:  # noqa: N802
+        return SimpleNamespace(gpu=90 if handle else 10)
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
+        return SimpleNamespace(total=8_000)
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
+        return self.energy
+
+
+def test_gpus_count_for_who_runs_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(os.getpid())
+    monkeypatch.setattr(gpus, "_nvml", lambda: driver)
+    monkeypatch.setattr("serving.online.gauge._SHORTEST_S", 0.0)
+    gauge = Gauge(Path("/"))
+    gauge.measure([os.getpid()], ResourceAmounts())
+    found = gauge.measure([os.getpid()], ResourceAmounts())
+    assert (found["GpuUtilizationPercentage"], found["GpuMemoryUtilizationPercentage"]) == (90, 25)
+    assert 0 < found["DiskUtilization"] < 100
+    assert gauge.energy_j == 0, "what was used before is not its own"
+    driver.energy += 5_500
+    gauge.measure([os.getpid()], ResourceAmounts())
+    assert gauge.energy_j == 5.5
+    driver.energy = 10  # the driver was loaded anew
+    gauge.measure([os.getpid()], ResourceAmounts())
+    assert gauge.energy_j == 5.5
+    driver.pid = 0
+    assert "GpuUtilizationPercentage" not in gauge.measure([os.getpid()], ResourceAmounts())
+    driver.broken = True
+    assert "GpuUtilizationPercentage" not in gauge.measure([os.getpid()], ResourceAmounts())
+
+
+def test_a_gpu_that_tells_no_energy_still_tells_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(7)
+
+    def unsupported(handle: int) -> int:
+        raise driver.NVMLError("Not Supported")
+
+    driver.nvmlDeviceGetTotalEnergyConsumption = unsupported  # type: ignore[method-assign]
+    monkeypatch.setattr(gpus, "_nvml", lambda: driver)
+    assert gpus.gpu_use({7}) == gpus.GpuUse(90, 25, {})
+    assert gpus.gpu_use({8}) is None and gpus.gpu_use(set()) is None
+
+
+def test_calls_become_a_rate_and_percentiles() -> None:
+    calls = Calls(1_000)
+    assert calls.take(11_000) == {"RequestsPerMinute": 0.0}
+    calls.add(3, [5, 1])
+    calls.add(200, list(range(1, 101)))
+    assert calls.take(21_000) == {
+        "RequestsPerMinute": 203 * 6, "RequestLatency": pytest.approx(5056 / 102), "RequestLatency_P50": 49,
+        "RequestLatency_P90": 90, "RequestLatency_P95": 95, "RequestLatency_P99": 99,
+    }  # fmt: skip
+    assert calls.take(31_000) == {"RequestsPerMinute": 0.0}
+    assert calls.take(31_000) == {}
+
+
+def test_a_rate_of_the_whole_is_not_shared_by_fewer_instances() -> None:
+    """120 calls a minute are no more on two instances than on three, so they do not keep the third."""
+    scale = settings(
+        {"condition": "RequestsPerMinute > 150 avg 1m", "scale": "out 1"},
+        {"condition": "RequestsPerMinute < 130 avg 1m", "scale": "in 1"},
+    )
+    scaler = Autoscaler()
+    for at in range(0, 70_000, 10_000):
+        scaler.sample({"RequestsPerMinute": 120.0}, at)
+    assert scaler.wanted(scale, 3, (1, 5), 60_000) == 2

@@ -439,6 +439,28 @@ async def test_rules_scale_it_up_to_what_fits_and_down_again(
     await site.until(lambda: len(site.urls(made)) == 1)
 
 
+async def test_rules_go_by_calls_and_what_they_took(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "SAMPLE_EVERY_MS", 100)
+    monkeypatch.setattr(autoscale, "SAMPLE_EVERY_MS", 100)
+    rules = (
+        ScaleRule("RequestsPerMinute", ">", 100, "max", 1, "out", 1, cooldown_s=1),
+        ScaleRule("RequestLatency_P95", ">", 500, "max", 1, "out", 2, cooldown_s=1),
+    )
+    made = site.deploy(site.script(scale=ScaleSettings("rules", 1, 3, rules=rules)))
+    await site.settled(made)
+
+    async def calls(number: int, took_ms: int, wanted: int) -> None:
+        async with asyncio.timeout(20):
+            while len(site.urls(made)) != wanted:
+                report = {"in_flight": 0, "last_ms": 1, "ended": number, "durations_ms": [took_ms]}
+                site.runtime.report_activity({made.id: report})
+                await asyncio.sleep(0.1)
+
+    await calls(0, 20, 1)
+    await calls(9, 20, 2)
+    await calls(0, 900, 3)
+
+
 async def test_one_that_nobody_calls_sleeps_and_is_woken(site: Site) -> None:
     made = site.deploy(site.script(scale=ScaleSettings(idle_to_zero_s=2)))
     await site.settled(made)

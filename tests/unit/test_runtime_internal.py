@@ -1,6 +1,7 @@
 """What the gateway may ask of the control process, in the shapes that its client decodes."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import msgspec
@@ -16,7 +17,7 @@ class FakeRuntime:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
-        self.activity: dict[str, dict[str, int]] = {}
+        self.activity: dict[str, dict[str, Any]] = {}
 
     async def wake(self, deployment_id: str, wait_ms: int) -> WakeStatus:
         self.asked.append((deployment_id, wait_ms))
@@ -24,7 +25,7 @@ class FakeRuntime:
             raise NotFound("there is no deployment 'dep_none'", param="deployment")
         return WakeStatus("starting", None, "starting the server", 1, 2, 3)
 
-    def report_activity(self, activity: dict[str, dict[str, int]]) -> None:
+    def report_activity(self, activity: dict[str, dict[str, Any]]) -> None:
         self.activity |= activity
 
 
@@ -55,6 +56,10 @@ async def test_wake(client: httpx.AsyncClient, runtime: FakeRuntime) -> None:
 async def test_activity(client: httpx.AsyncClient, runtime: FakeRuntime) -> None:
     report = {"dep_1": {"in_flight": 3, "last_ms": 5}}
     assert (await client.post("/internal/activity", json=report)).status_code == 204
-    assert runtime.activity == report
-    for wrong in ({"dep_1": {"in_flight": -1, "last_ms": 5}}, {"dep_1": 3}, [1]):
+    assert runtime.activity == {"dep_1": {"in_flight": 3, "last_ms": 5, "ended": 0, "durations_ms": []}}
+    ended = {"dep_1": {"in_flight": 3, "last_ms": 5, "ended": 200, "durations_ms": [1] * 100}}
+    assert (await client.post("/internal/activity", json=ended)).status_code == 204
+    assert runtime.activity == ended
+    too_long = {"dep_1": {"in_flight": 3, "last_ms": 5, "ended": 200, "durations_ms": [1] * 101}}
+    for wrong in ({"dep_1": {"in_flight": -1, "last_ms": 5}}, {"dep_1": 3}, [1], too_long):
         assert (await client.post("/internal/activity", json=wrong)).status_code == 422

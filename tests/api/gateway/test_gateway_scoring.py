@@ -386,3 +386,35 @@ def test_models_of_openai_can_be_split_and_mirrored_too(
         named = httpx.post(url, json=call, headers=auth | {DEPLOYMENT: "blue"})
         assert named.status_code == 404, "a script does no chat"
         assert json.loads(named.text)["error"]["code"] == "model_not_found"
+
+
+def test_calls_that_ended_are_told_with_what_they_took(gateway: RunningGateway, blue: MockScorer) -> None:
+    """Rules of autoscale go by them; each call is told once."""
+    serve(gateway, deployment(blue, "blue"), traffic="blue=100")
+    for _ in range(3):
+        assert score(gateway).status_code == 200
+    told: list[Any] = []
+
+    def all_told() -> bool:
+        told[:] = [each["dep_blue"] for each in gateway.control.activity if "dep_blue" in each]
+        return sum(each.get("ended", 0) for each in told) == 3
+
+    wait_until(all_told)
+    durations = [each for one in told for each in one.get("durations_ms", [])]
+    assert len(durations) == 3 and all(0 <= each < 5_000 for each in durations)
+
+
+def test_connections_of_callers_are_counted(gateway: RunningGateway) -> None:
+    """By the protocol that the gateway always has; the slow lane's tests run on uvicorn's own."""
+    if gateway.lane == "slow":
+        return
+    with httpx.Client() as client:
+        client.get(gateway.url + "/healthz")
+        page = client.get(gateway.url + "/metrics").text
+        values = dict(
+            line.split(" ") for line in page.splitlines() if line.startswith("farebox_gateway_connections")
+        )
+        assert int(values["farebox_gateway_connections"]) >= 1
+        made = int(values["farebox_gateway_connections_total"])
+    again = httpx.get(gateway.url + "/metrics").text
+    assert f"farebox_gateway_connections_total {made + 1}\n" in again
