@@ -82,6 +82,8 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("GET", "/api/registered-models"): ADMIN,
     ("GET", "/api/registered-models/{name}/versions/{version}"): ADMIN,
     ("DELETE", "/api/registered-models/{name}/versions/{version}"): ADMIN,
+    ("POST", "/api/registered-models/{name}/versions/{version}/package"): ADMIN,
+    ("GET", "/api/environments/{name}/versions/{version}/package"): ADMIN,
     ("POST", "/api/environments"): ADMIN,
     ("GET", "/api/environments"): ADMIN,
     ("GET", "/api/environments/{name}/versions/{version}"): ADMIN,

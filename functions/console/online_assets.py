@@ -12,7 +12,7 @@ from functions.console.online_shapes import EnvironmentDocument, ModelDocument
 from functions.console.routing import console_router
 from functions.console.shapes import After, Limit, Page, page
 from serving.online import assets, copies
-from serving.online.assemble import environment_fields
+from serving.online.environment_document import environment_fields
 from serving.online.model import Asset
 
 router = console_router("registered models and environments")
@@ -42,7 +42,7 @@ def register_model(body: ModelDocument, deps: Deps) -> AssetOut:
     if "://" in path and not path.startswith("file://"):
         raise Invalid(f"path: expected a folder or file of this machine, got {path!r:.100}", param="path")
     copies.look(path.removeprefix("file://"), "path", deps.settings.online_model_max_bytes)
-    return _register("model", document, deps)
+    return register_asset("model", document, deps)
 
 
 @router.get("/registered-models", summary="List registered models")
@@ -56,7 +56,7 @@ def list_registered_models(
 @router.get("/registered-models/{name}/versions/{version}", summary="Show a registered model")
 def get_registered_model(name: str, version: str, deps: Deps) -> AssetOut:
     """`latest` is the version registered last."""
-    return _get("model", deps, name, version)
+    return get_asset("model", deps, name, version)
 
 
 @router.delete("/registered-models/{name}/versions/{version}", summary="Forget a registered model")
@@ -69,7 +69,7 @@ def delete_registered_model(name: str, version: str, deps: Deps) -> AssetOut:
 def register_environment(body: EnvironmentDocument, deps: Deps) -> AssetOut:
     """What its conda file or requirements say now is kept."""
     document = environment_fields(body.given(), "")
-    return _register("environment", document, deps)
+    return register_asset("environment", document, deps)
 
 
 @router.get("/environments", summary="List environments")
@@ -83,7 +83,7 @@ def list_environments(
 @router.get("/environments/{name}/versions/{version}", summary="Show an environment")
 def get_environment(name: str, version: str, deps: Deps) -> AssetOut:
     """`latest` is the version registered last."""
-    return _get("environment", deps, name, version)
+    return get_asset("environment", deps, name, version)
 
 
 @router.delete("/environments/{name}/versions/{version}", summary="Forget an environment")
@@ -92,7 +92,8 @@ def delete_environment(name: str, version: str, deps: Deps) -> AssetOut:
     return _delete("environment", deps, name, version)
 
 
-def _register(kind: assets.AssetKind, document: dict[str, Any], deps: ConsoleDependencies) -> AssetOut:
+def register_asset(kind: assets.AssetKind, document: dict[str, Any], deps: ConsoleDependencies) -> AssetOut:
+    """Register the document under its own name and version."""
     _check_names(document)
     name, version = document.pop("name"), str(document.pop("version", ""))
     document.pop("$schema", None)
@@ -121,7 +122,8 @@ def _list(
     return page(found, limit, _out, lambda each: each.id)
 
 
-def _get(kind: assets.AssetKind, deps: ConsoleDependencies, name: str, version: str) -> AssetOut:
+def get_asset(kind: assets.AssetKind, deps: ConsoleDependencies, name: str, version: str) -> AssetOut:
+    """That version, `latest` for the last one; NotFound."""
     with deps.db.read() as connection:
         found = assets.find_asset(connection, kind, name, "" if version == "latest" else version)
     if found is None:

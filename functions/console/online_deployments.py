@@ -222,8 +222,11 @@ def _put(
 def _forget_copies(home: FilePath, deps: ConsoleDependencies) -> None:
     """Copies of deployments that are gone, and whose processes are."""
     with deps.db.read() as connection:
-        used = {each.id for each in store.list_online_deployments(connection)}
+        deployments = store.list_online_deployments(connection)
+        used = {each.id for each in deployments}
+        used |= {copies.owner(home, each.spec.model_path) for each in deployments}
         used |= {each.deployment_id for each in live_replicas(connection)}
+        used |= assets.package_ids(connection)
     copies.sweep(home, used)
 
 

@@ -176,6 +176,49 @@ class CodeConfiguration(Document):
     scoring_script: Path | None = Field(default=None, examples=["score.py"])
 
 
+class BaseEnvironment(Document):
+    """A registered environment."""
+
+    type: Literal["environment_asset"] | None = None
+    resource_id: Short = Field(examples=["azureml:sklearn:1"])
+
+
+class InferencingServer(Document):
+    """What serves the model. Others than `azureml_online` are images of their own."""
+
+    type: Literal["azureml_online", "azureml_batch", "triton", "custom"] | None = None
+    code_configuration: CodeConfiguration | None = None
+
+
+class ModelConfiguration(Document):
+    """Models are copied into their packages."""
+
+    mode: Literal["copy"] | None = None
+    mount_path: Literal[None] = Field(default=None, description="Only what is downloaded later is mounted.")
+
+
+class TargetEnvironment(Document):
+    """The environment that the package becomes."""
+
+    name: Short
+    version: Value | None = None
+
+
+class PackageDocument(Document):
+    """`modelVersionPackage`."""
+
+    schema_: Short | None = Field(default=None, alias="$schema")
+    target_environment: Annotated[
+        Annotated[Short, _TEXT] | Annotated[TargetEnvironment, _OBJECT], Discriminator(_alternative)
+    ] = Field(examples=["churn-package"])
+    base_environment_source: BaseEnvironment | None = None
+    inferencing_server: InferencingServer | None = None
+    model_configuration: ModelConfiguration | None = None
+    environment_variables: dict[str, Value] | None = Field(default=None, max_length=200)
+    description: Prose | None = None
+    tags: Labels | None = None
+
+
 class RequestSettingsDocument(Document):
     """Times in milliseconds."""
 

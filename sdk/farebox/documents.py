@@ -31,6 +31,7 @@ _PATHS = (
     ("build", "path"),
     ("model", "path"),
     ("code_configuration", "code"),
+    ("inferencing_server", "code_configuration", "code"),
     ("environment", "conda_file"),
     ("environment", "requirements_file"),
     ("environment", "build", "path"),

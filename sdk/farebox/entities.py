@@ -142,6 +142,42 @@ class Model(Part):
 
 
 @dataclass(kw_only=True)
+class BaseEnvironment(Part):
+    """A registered environment: azureml:NAME:VERSION."""
+
+    type: str = "environment_asset"
+    resource_id: str | None = None
+
+
+@dataclass(kw_only=True)
+class AzureMLOnlineInferencingServer(Part):
+    """Farebox' own scorer; MLflow models need no code."""
+
+    type: str = "azureml_online"
+    code_configuration: CodeConfiguration | None = None
+
+
+@dataclass(kw_only=True)
+class ModelConfiguration(Part):
+    """How the model gets into the package."""
+
+    mode: str = "copy"
+
+
+@dataclass(kw_only=True)
+class ModelPackage(Part):
+    """A registered model with its code and environment, to be frozen as the environment `target_environment`."""
+
+    target_environment: str | dict[str, str] | None = None
+    base_environment_source: BaseEnvironment | None = None
+    inferencing_server: AzureMLOnlineInferencingServer | None = None
+    model_configuration: ModelConfiguration | None = None
+    environment_variables: dict[str, str] | None = None
+    description: str | None = None
+    tags: dict[str, str] | None = None
+
+
+@dataclass(kw_only=True)
 class Environment(Part):
     """What a script runs in. `conda_file` is a path, or what is in one."""
 

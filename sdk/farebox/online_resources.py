@@ -2,7 +2,7 @@
 
 import builtins
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from farebox.documents import absolute_paths
 from farebox.entities import (
     Environment,
     Model,
+    ModelPackage,
     OnlineDeployment,
     OnlineEndpoint,
     deployment_of,
@@ -280,6 +281,16 @@ class RegisteredModels(_Assets):
     def list(self, name: str | None = None) -> builtins.list[Model]:
         return [_asset(Model, row) for row in self.rows(name)]
 
+    def package(self, name: str, version: str, model_package: ModelPackage) -> Environment:
+        """Freeze the model with its code and environment; the environment that a deployment names."""
+        document = model_package.to_dict()
+        absolute_paths(document)
+        return _asset(Environment, self.make_package(name, version, document))
+
+    def make_package(self, name: str, version: str, document: Mapping[str, Any]) -> dict[str, Any]:
+        path = self._base + path_of(name, "versions", version, "package")
+        return dict(self._transport.json("POST", path, json=document, timeout_s=3600.0))
+
 
 class Environments(_Assets):
     """What scripts run in, with a name and a version."""
@@ -294,6 +305,12 @@ class Environments(_Assets):
 
     def list(self, name: str | None = None) -> builtins.list[Environment]:
         return [_asset(Environment, row) for row in self.rows(name)]
+
+    def download_package(self, name: str, version: str) -> Iterator[bytes]:
+        """Of an environment that is a package: the tar archive that `docker build` takes, piece by piece."""
+        path = self._base + path_of(name, "versions", version, "package")
+        with self._transport.stream(self._transport.build("GET", path), 600.0) as response:
+            yield from response.iter_bytes()
 
 
 _Asset = TypeVar("_Asset", Model, Environment)

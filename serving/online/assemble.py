@@ -1,13 +1,13 @@
 """From a document (Azure ML's YAML fields, already of the right types) to a specification.
 
 What follows from other fields is decided here: the kind of deployment, which model is meant, what has no effect on
-one machine. Reads small files that the document names (a conda file, requirements), nothing else.
+one machine.
 """
 
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from core.errors import Invalid
 from serving.endpoints import check_name, check_tags
 from serving.online import quantities
 from serving.online.collecting import collecting
+from serving.online.environment_document import environment_fields
+from serving.online.packages import Package, package_of
 from serving.online.references import Reference, name_and_version, parse_reference
 from serving.online.scale_document import scale_settings
 from serving.online.spec import (
@@ -31,9 +33,7 @@ from serving.online.spec import (
     SpecKind,
     Target,
 )
-from wire.yaml_source import parse_yaml
 
-MAX_TEXT_FILE = 256 * 1024
 MAX_VARIABLES = 200
 _READ_ONLY = (
     "id",
@@ -125,36 +125,25 @@ def deployment_spec(
     """
     made = Assembled(DeploymentSpec(name=check_name(document.get("name")), kind="script"))
     made.notes = _notes(document, (*_READ_ONLY, "properties"))
-    model = _model(document, find_asset, find_model, made)
     environment = _environment(document, find_asset, made.notes)
-    reuse = kept if kept is not None and touched is not None else None
-    keep_code = reuse is not None and "code_configuration" not in (touched or ())
-    keep_model = reuse is not None and "model" not in (touched or ())
-    code = document.get("code_configuration") or {}
-    made.code = None if keep_code or not code else code.get("code")
-    made.model = None if keep_model else (model.path or None)
-    folder = (kept.model_path if kept and keep_model else model.path) if model.path else ""
-    kind = _kind(document, model, environment, folder)
-    if code and kind != "command":
-        _check_script(code, kept.code_path if kept and keep_code else str(code.get("code")), made)
-    made.model_id = model.catalog_id if kind == "catalog" else ""
+    package = package_of(environment)
+    if package is not None:
+        source = _packaged(document, package)
+    else:
+        model = _model(document, find_asset, find_model)
+        reuse = kept if touched is not None else None
+        source = _source(document, model, environment, made, reuse, touched or frozenset())
+    made.model_id = source.model if source.kind == "catalog" else ""
     target = _target(document)
     made.spec = DeploymentSpec(
         name=made.spec.name,
-        kind=kind,
         target=target,
-        model=model.catalog_id if kind == "catalog" else model.written,
-        model_name=model.name,
-        model_version=model.version,
-        model_path=kept.model_path if kept and keep_model and model.path else "",
-        model_digest=kept.model_digest if kept and keep_model and model.path else "",
+        **asdict(source),
         model_mount_path=document.get("model_mount_path") or "",
-        code_path=kept.code_path if kept and keep_code and code else "",
-        code_digest=kept.code_digest if kept and keep_code and code else "",
-        scoring_script=code.get("scoring_script") or "",
         command=_command(document.get("command")),
         environment=environment,
-        environment_variables=_variables(document.get("environment_variables")),
+        environment_variables=(package.environment_variables if package else {})
+        | variables_of(document.get("environment_variables")),
         instance_type=document.get("instance_type") or INSTANCE_TYPE,
         instance_count=document.get("instance_count", 1),
         request_settings=RequestSettings(**(document.get("request_settings") or {})),
@@ -176,6 +165,72 @@ def deployment_spec(
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What a deployment runs, and where it comes from; fields as in `DeploymentSpec`."""
+
+    kind: SpecKind
+    model: str = ""
+    model_name: str = ""
+    model_version: str = ""
+    model_path: str = ""
+    model_digest: str = ""
+    code_path: str = ""
+    code_digest: str = ""
+    scoring_script: str = ""
+
+
+def _source(
+    document: Document,
+    model: Reference,
+    environment: Document | None,
+    made: Assembled,
+    kept: DeploymentSpec | None,
+    touched: frozenset[str],
+) -> _Source:
+    """As the document's own fields say; `made` learns what is to be copied. What is not `touched` stays with `kept`."""
+    keep_code = kept is not None and "code_configuration" not in touched
+    keep_model = kept is not None and "model" not in touched
+    code = document.get("code_configuration") or {}
+    made.code = None if keep_code or not code else code.get("code")
+    made.model = None if keep_model else (model.path or None)
+    folder = (kept.model_path if kept and keep_model else model.path) if model.path else ""
+    kind = _kind(document, model, environment, folder)
+    if code and kind != "command":
+        check_script(code, kept.code_path if kept and keep_code else str(code.get("code")))
+    return _Source(
+        kind=kind,
+        model=model.catalog_id if kind == "catalog" else model.written,
+        model_name=model.name,
+        model_version=model.version,
+        model_path=kept.model_path if kept and keep_model and model.path else "",
+        model_digest=kept.model_digest if kept and keep_model and model.path else "",
+        code_path=kept.code_path if kept and keep_code and code else "",
+        code_digest=kept.code_digest if kept and keep_code and code else "",
+        scoring_script=code.get("scoring_script") or "",
+    )
+
+
+def _packaged(document: Document, package: Package) -> _Source:
+    """A package has its model and code: they are run from where it is."""
+    for name in ("model", "code_configuration", "command"):
+        if document.get(name):
+            raise Invalid(
+                f"{name}: the environment is a package, which brings its own; leave {name} out", param=name
+            )
+    return _Source(
+        kind=package.kind,
+        model=f"azureml:{package.model_name}:{package.model_version}",
+        model_name=package.model_name,
+        model_version=package.model_version,
+        model_path=package.model_path,
+        model_digest=package.model_digest,
+        code_path=package.code_path,
+        code_digest=package.code_digest,
+        scoring_script=package.scoring_script,
+    )
+
+
 def _frozen(document: Document, environment: Document | None) -> dict[str, Any]:
     """The document with what its files said: a later change of one field must not pick up other edits."""
     stored = dict(document)
@@ -184,7 +239,7 @@ def _frozen(document: Document, environment: Document | None) -> dict[str, Any]:
     return stored
 
 
-def _model(document: Document, find_asset: FindAsset, find_model: FindModel, made: Assembled) -> Reference:
+def _model(document: Document, find_asset: FindAsset, find_model: FindModel) -> Reference:
     given = document.get("model")
     reference = parse_reference(given, find_asset, find_model)
     if reference.type == "triton_model":
@@ -235,25 +290,26 @@ def _kind(document: Document, model: Reference, environment: Document | None, fo
     )
 
 
-def _check_script(code: Document, folder: str, made: Assembled) -> None:
+def check_script(code: Document, folder: str, where: str = "code_configuration") -> None:
+    """Whether the script is in the folder, as far as that can be told. Invalid names the field."""
     script = code.get("scoring_script")
     if not script:
         raise Invalid(
-            "code_configuration.scoring_script: the field is missing",
-            param="code_configuration.scoring_script",
+            f"{where}.scoring_script: the field is missing",
+            param=f"{where}.scoring_script",
         )
     if not folder or not os.path.isabs(folder):
         return  # refused when it is copied
     inside = os.path.normpath(script)
     if os.path.isabs(script) or inside.startswith(".."):
         raise Invalid(
-            f"code_configuration.scoring_script: expected a path below the code folder, got {script!r:.200}",
-            param="code_configuration.scoring_script",
+            f"{where}.scoring_script: expected a path below the code folder, got {script!r:.200}",
+            param=f"{where}.scoring_script",
         )
     if os.path.isdir(folder) and not is_stored(Path(folder) / inside):
         raise Invalid(
-            f"code_configuration.scoring_script: there is no {script!r:.200} in {folder!r:.200}",
-            param="code_configuration.scoring_script",
+            f"{where}.scoring_script: there is no {script!r:.200} in {folder!r:.200}",
+            param=f"{where}.scoring_script",
         )
 
 
@@ -289,48 +345,6 @@ def _environment(document: Document, find_asset: FindAsset, notes: list[str]) ->
     return made
 
 
-def environment_fields(given: Document, prefix: str) -> dict[str, Any]:
-    """An environment with what its files say in place of their paths; `prefix` begins the names of fields."""
-    made = {key: value for key, value in given.items() if value is not None}
-    if isinstance(made.get("conda_file"), str):
-        made["conda_file"] = _conda(made["conda_file"], f"{prefix}conda_file")
-    if isinstance(made.get("requirements_file"), str):
-        made["requirements"] = _read(made.pop("requirements_file"), f"{prefix}requirements_file").splitlines()
-    if not {"conda_file", "requirements", "image", "build", "inference_config"} & set(made):
-        raise Invalid(
-            f"{prefix}conda_file: the field is missing; an environment is made by conda_file, requirements_file or image",
-            param=f"{prefix}conda_file",
-        )
-    return made
-
-
-def _conda(path: str, param: str) -> Any:
-    try:
-        value = parse_yaml(_read(path, param)).value
-    except Invalid as error:
-        if error.param == param:
-            raise
-        raise Invalid(f"{param}: {path}: {error.message}", param=param) from None
-    if not isinstance(value, dict):
-        raise Invalid(f"{param}: {path}: expected fields such as `dependencies`", param=param)
-    return value
-
-
-def _read(path: str, param: str) -> str:
-    if not os.path.isabs(path):
-        raise Invalid(f"{param}: expected an absolute path, got {path!r:.200}", param=param)
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_TEXT_FILE + 1)
-        text = content.decode()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise Invalid(f"{param}: {path!r:.200} cannot be read: {reason}", param=param) from None
-    if len(content) > MAX_TEXT_FILE:
-        raise Invalid(f"{param}: {path!r:.200} is larger than {MAX_TEXT_FILE // 1024} KiB", param=param)
-    return text
-
-
 def _command(given: object) -> tuple[str, ...]:
     if not given:
         return ()
@@ -342,7 +356,7 @@ def _command(given: object) -> tuple[str, ...]:
         raise Invalid(f"command: {error}; write it as a list instead", param="command") from None
 
 
-def _variables(given: Document | None) -> dict[str, str]:
+def variables_of(given: Document | None) -> dict[str, str]:
     made: dict[str, str] = {}
     for name, value in (given or {}).items():
         param = f"environment_variables.{name[:60]}"

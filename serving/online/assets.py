@@ -76,6 +76,15 @@ def list_assets(
     return [_asset(row) for row in connection.execute(query)]
 
 
+def package_ids(connection: Connection) -> set[str]:
+    """Of the packages that are registered."""
+    query = select(assets.c.document).where(
+        assets.c.kind == "environment", assets.c.document.like('%"package": {%')
+    )
+    found = (json.loads(row.document).get("package") for row in connection.execute(query))
+    return {each["id"] for each in found if each is not None}
+
+
 def delete_asset(connection: Connection, kind: AssetKind, name: str, version: str) -> Asset:
     """Forget that version. Deployments that were made of it go on: they have their own copies."""
     found = find_asset(connection, kind, name, version)

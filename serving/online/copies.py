@@ -172,23 +172,24 @@ def stage(
     *,
     max_model_bytes: int = MAX_MODEL_BYTES,
     keyring: Keyring | None = None,
+    code_param: str = "code_configuration.code",
 ) -> Staged | None:
     """Copy the folders named, if any; encrypted with a keyring. Both are looked at before either is copied."""
-    code_found = None if code is None else look(code, "code_configuration.code", MAX_CODE_BYTES)
+    code_found = None if code is None else look(code, code_param, MAX_CODE_BYTES)
     model_found = None if model is None else look(model, "model.path", max_model_bytes)
     if code_found is None and model_found is None:
         return None
     if code is not None and not os.path.isdir(code):
         raise Invalid(
-            f"code_configuration.code: expected a folder, {code!r:.200} is a file",
-            param="code_configuration.code",
+            f"{code_param}: expected a folder, {code!r:.200} is a file",
+            param=code_param,
         )
     folder = home / "online" / ".staging" / new_id("copy")
     folder.mkdir(parents=True)
     code_digest = model_digest = entry = ""
     try:
         if code_found is not None:
-            code_digest = copy(code_found, folder / "code", "code_configuration.code", keyring)
+            code_digest = copy(code_found, folder / "code", code_param, keyring)
         if model_found is not None:
             entry = os.path.basename(str(model))
             target = folder / "model" / entry if os.path.isdir(str(model)) else folder / "model"
@@ -223,6 +224,12 @@ def folders_of(home: Path, deployment_id: str) -> list[Path]:
 def discard(folder: Path) -> None:
     """Remove copies that nobody needs."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def owner(home: Path, path: str) -> str:
+    """Whose copies a path is in: a deployment's id, or a package's; "" when it is in none."""
+    inside = f"{home / 'online'}/"
+    return path.removeprefix(inside).partition("/")[0] if path.startswith(inside) else ""
 
 
 def sweep(home: Path, used: Collection[str]) -> list[str]:

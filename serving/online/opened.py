@@ -70,6 +70,12 @@ class OpenedCopies:
             with self._locked():
                 self._open(name, report)
 
+    def open_folder(self, stored: Path) -> Path:
+        """The decrypted copies of one folder `{home}/online/{id}/{generation}`. Unavailable: there is no room."""
+        with self._locked():
+            self._open(str(stored.relative_to(self._stored)), lambda _: None)
+        return Path(self._moved(str(stored)))
+
     def generations(self, spec: DeploymentSpec) -> set[str]:
         """`{deployment id}/{generation}` of the stored copies that a specification refers to."""
         inside = f"{self._stored}/"

@@ -1,7 +1,10 @@
 """Online endpoints through a whole platform: real environments, real scorers, calls through the gateway all the while."""
 
 import json
+import shutil
+import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections import Counter
@@ -12,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from serving.processes import free_port
 from tests import platform as platforms
 
 SCRIPT = """
@@ -275,3 +279,136 @@ def test_a_server_of_ones_own(shop: Shop) -> None:
     answer = score(shop, shop.key(), {"a": 1}, azureml_model_deployment="own")
     assert (answer.status_code, answer.json()["path"]) == (200, "/scoring")
     assert json.loads(answer.json()["got"]) == {"a": 1}
+
+
+def as_docker_would(archive: Path, root: Path) -> tuple[list[str], dict[str, str], Path]:
+    """Follow the Dockerfile but for FROM and RUN: its command, variables and working directory, below `root`."""
+    context = root / "context"
+    with tarfile.open(archive) as packed:
+        packed.extractall(context, filter="data")
+
+    def inside(text: str) -> str:
+        return text.replace("/var/azureml-app", f"{root}/app").replace("/opt/farebox", f"{root}/scorer")
+
+    command: list[str] = []
+    variables, directory = {}, root
+    for line in (context / "Dockerfile").read_text().splitlines():
+        verb, _, rest = line.partition(" ")
+        if verb == "COPY" and not rest.startswith("requirements"):
+            source, _, target = rest.partition(" ")
+            shutil.copytree(context / source, inside(target))
+        elif verb == "ENV":
+            name, _, value = rest.partition("=")
+            variables[name] = inside(json.loads(value))
+        elif verb == "WORKDIR":
+            directory = Path(inside(rest))
+        elif verb == "CMD":
+            command = [inside(each) for each in json.loads(rest)]
+    return command, variables, directory
+
+
+@pytest.mark.timeout(300)
+def test_a_model_is_packaged_deployed_and_taken_elsewhere(shop: Shop, tmp_path: Path) -> None:
+    """Frozen as it is now: edits afterwards change nothing; the same runs without Farebox."""
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "score.py").write_text(SCRIPT.replace("NAME", "os.environ['BY']"))
+    (tmp_path / "packed.yml").write_text(
+        """
+$schema: http://azureml/sdk-2-0/ModelVersionPackage.json
+base_environment_source: {type: environment_asset, resource_id: azureml:plain:1}
+target_environment: packed
+inferencing_server:
+  type: azureml_online
+  code_configuration: {code: code, scoring_script: score.py}
+model_configuration: {mode: copy}
+environment_variables: {BY: the package}
+"""
+    )
+    cli, archive = shop.platform.cli, tmp_path / "packed.tar"
+    shop.ask(
+        "POST", "/api/environments",
+        {"name": "plain", "conda_file": {"dependencies": ["python=3.11", {"pip": []}]}},
+    )  # fmt: skip
+    cli("model", "create", "--name", "weights", "--path", str(shop.model))
+    asked = ("--name", "weights", "--version", "1", "-f", str(tmp_path / "packed.yml"))
+    made = json.loads(cli("model", "package", *asked, "--archive", str(archive), "-o", "json").stdout)
+    assert (made["id"], made["document"]["package"]["kind"]) == ("azureml:packed:1", "script")
+    (code / "score.py").write_text("raise SystemExit")
+    spec = {
+        "name": "packed",
+        "environment": "azureml:packed:1",
+        "readiness_probe": {"initial_delay": 1, "period": 1},
+    }
+    deployed = shop.operate("POST", "/api/online-endpoints/shop/deployments", spec)
+    assert deployed["state"] == "Succeeded", deployed
+    answer = score(shop, shop.key(), {"data": [[1, 2]]}, azureml_model_deployment="packed")
+    assert answer.json() == {"by": "the package", "scores": [21]}
+    changed = shop.operate(
+        "PATCH", "/api/online-endpoints/shop/deployments/packed", {"environment_variables": {"BY": "me"}}
+    )
+    assert changed["state"] == "Succeeded", changed
+    answer = score(shop, shop.key(), {"data": [[1, 2]]}, azureml_model_deployment="packed")
+    assert answer.json() == {"by": "me", "scores": [21]}
+    # Elsewhere: what `docker run` would start, with the interpreter of the same environment.
+    command, variables, directory = as_docker_would(archive, tmp_path / "image")
+    python = next(
+        each for each in shop.platform.running("farebox_scorer") if "/pkg_" in " ".join(each.cmdline())
+    )
+    port = free_port()
+    command = [python.cmdline()[0], *command[1:-4], "--port", str(port), *command[-2:]]
+    process = subprocess.Popen(command, env={"PATH": "/usr/bin:/bin"} | variables, cwd=directory)
+    try:
+        there = httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8))
+        assert there.post("/score", json={"data": [[0, 3]]}).json() == {"by": "the package", "scores": [30]}
+        there.close()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_packages_are_refused_where_they_do_not_fit(shop: Shop) -> None:
+    shop.ask("POST", "/api/registered-models", {"name": "bare", "path": str(shop.model)})
+    path = "/api/registered-models/bare/versions/1/package"
+    for body, status, param in (
+        ({"target_environment": "x"}, 422, "inferencing_server.code_configuration"),
+        ({}, 422, "target_environment"),
+        ({"target_environment": "x", "inferencing_servre": {}}, 422, "inferencing_servre"),
+        ({"target_environment": "x", "base_environment_source": {"resource_id": "azureml:no:1"}}, 404,
+         "base_environment_source.resource_id"),
+        ({"target_environment": "a/b"}, 422, "inferencing_server.code_configuration"),
+    ):  # fmt: skip
+        answer = shop.client.post(path, json=body)
+        assert (answer.status_code, answer.json()["param"]) == (status, param), answer.text
+    missing = shop.client.post(
+        "/api/registered-models/no/versions/1/package", json={"target_environment": "x"}
+    )
+    assert missing.status_code == 404
+    with_code = shop.deployment("wrong") | {"environment": "azureml:packed:1"}
+    refused = shop.client.post("/api/online-endpoints/shop/deployments", json=with_code)
+    assert (refused.status_code, refused.json()["param"]) == (422, "model")
+    assert shop.client.get("/api/environments/plain/versions/1/package").json()["code"] == "no_package"
+    online = shop.platform.home / "online"
+    assert len([each for each in online.iterdir() if each.name.startswith("pkg_")]) == 1, (
+        "nothing is left of refusals"
+    )
+
+
+@pytest.mark.timeout(200)
+def test_with_package(shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "score.py").write_text(SCRIPT.replace("NAME", "'frozen'"))
+    (tmp_path / "frozen.yml").write_text(
+        "name: frozen\nendpoint_name: shop\nmodel: azureml:weights@latest\nenvironment: azureml:plain:1\n"
+        "code_configuration: {code: ., scoring_script: score.py}\nreadiness_probe: {initial_delay: 1, period: 1}\n"
+    )
+    run = shop.platform.cli(
+        "online-deployment", "create", "-f", str(tmp_path / "frozen.yml"), "--with-package"
+    )
+    assert "Packaged as azureml:shop-frozen-package:1" in run.stderr
+    answer = score(shop, shop.key(), {"data": [[1, 2]]}, azureml_model_deployment="frozen")
+    assert answer.json() == {"by": "frozen", "scores": [21]}
+    inline = shop.platform.cli(
+        "online-deployment", "create", "-f", str(tmp_path / "frozen.yml"), "--set", "model={path: /m}",
+        "--with-package", ok=False,
+    )  # fmt: skip
+    assert inline.returncode == 2 and "azureml:NAME:VERSION" in inline.stderr

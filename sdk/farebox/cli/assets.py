@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from farebox.cli.documents import file_option, located, name_option, read_document, required, set_option
+from farebox.cli.files import write_stream
 from farebox.cli.framework import Group, State, pass_state
 from farebox.cli.models import model
 from farebox.cli.output import Column, print_done, print_list, print_object
@@ -52,6 +53,45 @@ def model_create(
     required(document, "name", "--name")
     with located(document):
         print_object(state, state.client.registered_models.register(document.value))
+
+
+@model.command(
+    "package",
+    examples=[
+        "farebox model package --name churn --version 3 -f package.yml",
+        "farebox model package --name churn --version 3 -f package.yml --archive churn.tar",
+        "docker build -t churn - < churn.tar",
+    ],
+)
+@click.option("-n", "--name", required=True, metavar="NAME", help="The registered model's name.")
+@click.option("-v", "--version", required=True, metavar="V", help="Its version; latest is the last one.")
+@file_option
+@set_option
+@click.option(
+    "--archive",
+    "archive",
+    metavar="FILE",
+    help="Write there what docker build takes, as a tar archive; - is stdout.",
+)
+@pass_state
+def model_package(
+    state: State, name: str, version: str, path: str | None, settings: Sequence[str], archive: str | None
+) -> None:
+    """Freeze a registered model with its code and environment.
+
+    It becomes an environment: a deployment that names it needs neither model nor code. --archive also makes an image's
+    build context of it.
+    """
+    document = read_document(path, settings)
+    if not document.value.get("target_environment"):
+        raise click.UsageError("target_environment: the field is missing; give it in -f or with --set")
+    with located(document):
+        made = state.client.registered_models.make_package(name, version, document.value)
+    if archive is not None:
+        pieces = state.client.environments.download_package(made["name"], made["version"])
+        write_stream(archive, pieces, "--archive")
+    if archive != "-":
+        print_object(state, made)
 
 
 @model.command("registered", examples=["farebox model registered", "farebox model registered --name churn"])

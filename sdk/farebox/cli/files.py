@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,30 @@ def _neighbour(path: str) -> str:
         return ""
     close = get_close_matches(here.name, names, n=1)
     return f"; did you mean {here.parent / close[0]}?" if close else ""
+
+
+def write_stream(path: str, pieces: Iterable[bytes], option: str) -> None:
+    """To a file, whole or not at all, with the bytes so far on a terminal; `-` is stdout."""
+    if path == "-":
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        return
+    temporary, size, shown = f"{path}.part", 0, is_terminal(sys.stderr)
+    try:
+        with open(temporary, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+                size += len(piece)
+                if shown:
+                    click.echo(f"\r{size >> 20} MiB", err=True, nl=False)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise click.UsageError(f"{option} {path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        if shown:
+            click.echo("\r", err=True, nl=False)
+        Path(temporary).unlink(missing_ok=True)
+    note(f"Written: {path} ({size} bytes)")
 
 
 def write_bytes(path: str | None, content: bytes) -> None:

@@ -54,6 +54,11 @@ def online_deployment() -> None:
 @click.option(
     "--all-traffic", is_flag=True, help="Once it is ready, the endpoint's whole traffic goes to it."
 )
+@click.option(
+    "--with-package",
+    is_flag=True,
+    help="Freeze model, code and environment into a package first, and deploy that.",
+)
 @_skip_option
 @local_option
 @no_wait_option
@@ -65,6 +70,7 @@ def create(
     path: str | None,
     settings: Sequence[str],
     all_traffic: bool,
+    with_package: bool,
     skip_script_validation: bool,
     local: bool,
     no_wait: bool,
@@ -77,8 +83,31 @@ def create(
     if not skip_script_validation:
         check_script(document.value)
     with located(document):
-        answer = state.client.online_deployments.create(endpoint, document.value, all_traffic=all_traffic)
+        value = _packaged(state, document.value) if with_package else document.value
+        answer = state.client.online_deployments.create(endpoint, value, all_traffic=all_traffic)
     _finish(state, answer, no_wait)
+
+
+def _packaged(state: State, document: dict[str, Any]) -> dict[str, Any]:
+    """The deployment of a package that is made of it now."""
+    model, environment = document.get("model"), document.get("environment")
+    if not isinstance(model, str) or not model.startswith("azureml:"):
+        raise click.UsageError("--with-package: model: expected a registered one, azureml:NAME:VERSION")
+    if environment is not None and not isinstance(environment, str):
+        raise click.UsageError("--with-package: environment: expected a registered one, azureml:NAME:VERSION")
+    reference = model.removeprefix("azureml:").replace("@", ":")
+    name, _, version = reference.partition(":")
+    package: dict[str, Any] = {
+        "target_environment": f"{document['endpoint_name']}-{document['name']}-package"
+    }
+    if environment is not None:
+        package["base_environment_source"] = {"resource_id": environment}
+    if document.get("code_configuration"):
+        package["inferencing_server"] = {"code_configuration": document["code_configuration"]}
+    made = state.client.registered_models.make_package(name, version or "latest", package)
+    note(f"Packaged as {made['id']}")
+    left = {key: value for key, value in document.items() if key not in ("model", "code_configuration")}
+    return left | {"environment": made["id"]}
 
 
 @online_deployment.command(
