@@ -84,6 +84,7 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("DELETE", "/api/registered-models/{name}/versions/{version}"): ADMIN,
     ("POST", "/api/registered-models/{name}/versions/{version}/package"): ADMIN,
     ("GET", "/api/environments/{name}/versions/{version}/package"): ADMIN,
+    ("POST", "/api/render/online-deployment"): ADMIN,
     ("POST", "/api/environments"): ADMIN,
     ("GET", "/api/environments"): ADMIN,
     ("GET", "/api/environments/{name}/versions/{version}"): ADMIN,

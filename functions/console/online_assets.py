@@ -1,5 +1,6 @@
 """Registered models and environments, which deployments of online endpoints refer to by name and version."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Query, status
@@ -14,6 +15,7 @@ from functions.console.shapes import After, Limit, Page, page
 from serving.online import assets, copies
 from serving.online.environment_document import environment_fields
 from serving.online.model import Asset
+from serving.online.triton import check_triton_repository
 
 router = console_router("registered models and environments")
 
@@ -42,6 +44,8 @@ def register_model(body: ModelDocument, deps: Deps) -> AssetOut:
     if "://" in path and not path.startswith("file://"):
         raise Invalid(f"path: expected a folder or file of this machine, got {path!r:.100}", param="path")
     copies.look(path.removeprefix("file://"), "path", deps.settings.online_model_max_bytes)
+    if document.get("type") == "triton_model":
+        check_triton_repository(Path(path.removeprefix("file://")), "path")
     return register_asset("model", document, deps)
 
 

@@ -227,6 +227,19 @@ class OnlineDeployments(Resource):
     def patch(self, endpoint: str, name: str, document: Mapping[str, Any]) -> dict[str, Any]:
         return self._write("PATCH", self._path(endpoint, name), document, False)
 
+    def render(
+        self,
+        document: Mapping[str, Any],
+        *,
+        storage_uri: str | None = None,
+        image: str | None = None,
+        namespace: str = "default",
+    ) -> dict[str, Any]:
+        """The deployment as resources for a cluster, in `manifests`; nothing is made."""
+        params = {"namespace": namespace, "storage_uri": storage_uri, "image": image}
+        path = "/api/render/online-deployment"
+        return dict(self._transport.json("POST", path, json=document, params=params))
+
     def delete(self, endpoint: str, name: str) -> dict[str, Any]:
         return begun(self._transport.json("DELETE", self._path(endpoint, name)))
 

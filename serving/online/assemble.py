@@ -245,7 +245,8 @@ def _model(document: Document, find_asset: FindAsset, find_model: FindModel) -> 
     if reference.type == "triton_model":
         raise Invalid(
             "model.type: a Triton repository needs Triton's own server, which comes as a container image, and so a "
-            "cluster; on one machine give a script, an MLflow model or a command",
+            "cluster: `farebox online-deployment render` writes out what one needs; on one machine give a script, an "
+            "MLflow model or a command",
             param="model.type",
         )
     return reference

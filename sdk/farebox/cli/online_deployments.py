@@ -154,6 +154,51 @@ def update(
 
 
 @online_deployment.command(
+    "render",
+    examples=[
+        "farebox online-deployment render -f triton.yml --storage-uri pvc://models/triton | kubectl apply -f -",
+        "farebox online-deployment render -f blue.yml --image churn:3 --namespace models",
+    ],
+)
+@name_option("deployment")
+@_endpoint_option
+@file_option
+@set_option
+@click.option("--storage-uri", metavar="URI", help="Where pods find the model: pvc://…, s3://…, hf://…")
+@click.option("--image", metavar="IMAGE", help="What pods run. Default: environment.image in the file.")
+@click.option("--namespace", default="default", show_default=True, metavar="NS", help="The namespace.")
+@pass_state
+def render(
+    state: State,
+    name: str | None,
+    endpoint_name: str | None,
+    path: str | None,
+    settings: Sequence[str],
+    storage_uri: str | None,
+    image: str | None,
+    namespace: str,
+) -> None:
+    """Write a deployment out for a cluster, as a KServe InferenceService in YAML. Nothing is made.
+
+    For Triton repositories, servers that come as an image, and images of packages (farebox model package).
+    """
+    document = read_document(path, settings, name=name, endpoint_name=endpoint_name)
+    required(document, "name", "--name")
+    required(document, "endpoint_name", "--endpoint-name")
+    with located(document):
+        made = state.client.online_deployments.render(
+            document.value, storage_uri=storage_uri, image=image, namespace=namespace
+        )
+    say_notes(made)
+    if state.query is not None or state.output_format(text_by_default=True) in ("json", "yaml"):
+        print_data(state, {"apiVersion": "v1", "kind": "List", "items": made["manifests"]})
+    else:
+        import yaml
+
+        write_text(yaml.safe_dump_all(made["manifests"], sort_keys=False, allow_unicode=True))
+
+
+@online_deployment.command(
     "show", examples=["farebox online-deployment show --name blue --endpoint-name my-endpoint"]
 )
 @click.option("-n", "--name", required=True, metavar="NAME", help="The deployment's name.")
