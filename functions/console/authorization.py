@@ -83,6 +83,7 @@ ROUTES: Final[Mapping[tuple[str, str], frozenset[KeyKind]]] = {
     ("GET", "/api/registered-models/{name}/versions/{version}"): ADMIN,
     ("DELETE", "/api/registered-models/{name}/versions/{version}"): ADMIN,
     ("POST", "/api/registered-models/{name}/versions/{version}/package"): ADMIN,
+    ("GET", "/api/registered-models/{name}/versions/{version}/content"): ADMIN,
     ("GET", "/api/environments/{name}/versions/{version}/package"): ADMIN,
     ("POST", "/api/render/online-deployment"): ADMIN,
     ("POST", "/api/environments"): ADMIN,

@@ -1,6 +1,7 @@
-"""Packages of registered models: made, and downloaded for `docker build`."""
+"""Packages of registered models: made, and downloaded for `docker build`; and the models themselves."""
 
 import os
+import tarfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -77,6 +78,29 @@ def download_package(name: str, version: str, deps: Deps) -> StreamingResponse:
         packages.write_context(target, package, folder, requirements, SCORER_NEEDS, SCORER)
 
     headers = {"content-disposition": f'attachment; filename="{package.id}.tar"'}
+    return StreamingResponse(_piped(write), media_type="application/x-tar", headers=headers)
+
+
+@router.get(
+    "/registered-models/{name}/versions/{version}/content",
+    summary="Download a registered model",
+    response_class=StreamingResponse,
+    responses={200: {"description": "A tar archive", "content": {"application/x-tar": {}}}},
+)
+def download_model(name: str, version: str, deps: Deps) -> StreamingResponse:
+    """Its folder or file as it is now on the server's machine."""
+    found = get_asset("model", deps, name, version)
+    path = Path(str(found.document.get("path", "")).removeprefix("file://"))
+    files = copies.look(str(path), "path", deps.settings.online_model_max_bytes)
+
+    def write(target: Any) -> None:
+        with tarfile.open(fileobj=target, mode="w|", dereference=True) as archive:
+            for each in files.files:
+                archive.add(
+                    files.root / each, each if path.is_file() else f"{path.name}/{each}", recursive=False
+                )
+
+    headers = {"content-disposition": f'attachment; filename="{found.name}-{found.version}.tar"'}
     return StreamingResponse(_piped(write), media_type="application/x-tar", headers=headers)
 
 

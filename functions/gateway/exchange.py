@@ -80,6 +80,7 @@ class Exchange:
         "client_request_id",
         "finished",
         "headers",
+        "http_version",
         "more_headers",
         "path",
         "query",
@@ -96,6 +97,7 @@ class Exchange:
         self.request_id = request_id
         self.surface = surface
         self.path: str = scope["path"]
+        self.http_version: str = scope.get("http_version", "1.1")
         self.address = address_of(scope)
         self.query: bytes = scope.get("query_string", b"")
         headers: list[Header] = scope["headers"]

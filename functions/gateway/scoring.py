@@ -199,6 +199,7 @@ class ScoringCall(MeteredCall):
         delay = self._take_bandwidth(len(self._payload))
         if delay:
             self._exchange.more_headers = [*self._exchange.more_headers, *delay_header(REQUEST_DELAY, delay)]
+            self._ended.request_delay_ms = round(delay * 1000)
             await asyncio.sleep(delay)
             self._began += delay  # it is not the script's time
         try:
@@ -292,6 +293,7 @@ class ScoringCall(MeteredCall):
         """Wait for bandwidth, which is not the script's time."""
         if not delay:
             return
+        self._ended.response_delay_ms += round(delay * 1000)
         if self._too_long is not None:
             later = self._too_long.when() + delay
             self._too_long.cancel()

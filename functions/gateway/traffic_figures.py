@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from access.model import Principal
 from core.log import get_logger
 from functions.gateway.exchange import Exchange
 from functions.gateway.exposition import Family, Sample
@@ -35,6 +36,8 @@ class Ended:
     model_reason: str
     sent: int  # of the answer
     received: int  # of the request
+    request_delay_ms: int = 0  # it waited so long for bandwidth
+    response_delay_ms: int = 0
 
 
 class _Figures:
@@ -136,6 +139,13 @@ class TrafficFigures:
         )
 
 
+def _auth_type(principal: Principal) -> str:
+    """What the caller showed, in the words of `auth_mode`."""
+    if not principal.key_id.startswith("key_"):
+        return "aad_token"
+    return "aml_token" if principal.kind == "endpoint" and principal.expires_ms else "key"
+
+
 def _write(call: Ended, exchange: Exchange, record: CallRecord, event: UsageEvent, status: int) -> None:
     """Azure's fields under its names; neither bodies nor keys."""
     first = event.first_byte_ms or event.ended_ms
@@ -147,6 +157,7 @@ def _write(call: Ended, exchange: Exchange, record: CallRecord, event: UsageEven
             "Path": call.path,
             "EndpointName": record.route.endpoint_name,
             "DeploymentName": call.deployment,
+            "Protocol": f"HTTP/{exchange.http_version}",
             "ResponseCode": status,
             "ResponseCodeReason": event.status,
             "ModelStatusCode": call.model_status,
@@ -160,6 +171,9 @@ def _write(call: Ended, exchange: Exchange, record: CallRecord, event: UsageEven
             "RequestDurationMs": sent - event.received_ms,  # until it was sent to the model, waiting included
             "ModelDurationMs": first - sent,
             "ResponseDurationMs": event.ended_ms - first,
+            "RequestThrottlingDelayMs": call.request_delay_ms,
+            "ResponseThrottlingDelayMs": call.response_delay_ms,
+            "AuthType": _auth_type(record.principal),
             "IdentityData": record.principal.key_id,
         },
     )

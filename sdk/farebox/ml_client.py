@@ -7,6 +7,12 @@ from farebox.client import Client
 from farebox.entities import Environment, Model, OnlineDeployment, OnlineEndpoint
 from farebox.errors import FareboxConfigError
 from farebox.polling import LROPoller
+from farebox.serverless_entities import (
+    MarketplaceSubscription,
+    MarketplaceSubscriptionOperations,
+    ServerlessEndpoint,
+    ServerlessEndpointOperations,
+)
 
 
 class MLClient:
@@ -32,17 +38,29 @@ class MLClient:
         self.client = client or Client(url, api_key)
         self.online_endpoints = self.client.online_endpoints
         self.online_deployments = self.client.online_deployments
-        self.serverless_endpoints = self.client.serverless_endpoints
+        transport = self.client._transport
+        self.serverless_endpoints = ServerlessEndpointOperations(transport, self.client.serverless_endpoints)
+        self.marketplace_subscriptions = MarketplaceSubscriptionOperations(
+            transport, self.client.marketplace_subscriptions
+        )
         self.models = self.client.registered_models
         self.environments = self.client.environments
 
-    def begin_create_or_update(self, entity: OnlineEndpoint | OnlineDeployment) -> LROPoller[Any]:
-        """For endpoints and deployments."""
+    def begin_create_or_update(
+        self, entity: OnlineEndpoint | OnlineDeployment | ServerlessEndpoint | MarketplaceSubscription
+    ) -> LROPoller[Any]:
+        """For endpoints, deployments and subscriptions."""
         if isinstance(entity, OnlineEndpoint):
             return self.online_endpoints.begin_create_or_update(entity)
         if isinstance(entity, OnlineDeployment):
             return self.online_deployments.begin_create_or_update(entity)
-        raise FareboxConfigError(f"expected an online endpoint or deployment, got {type(entity).__name__}")
+        if isinstance(entity, ServerlessEndpoint):
+            return self.serverless_endpoints.begin_create_or_update(entity)
+        if isinstance(entity, MarketplaceSubscription):
+            return self.marketplace_subscriptions.begin_create_or_update(entity)
+        raise FareboxConfigError(
+            f"expected an endpoint, deployment or subscription, got {type(entity).__name__}"
+        )
 
     def create_or_update(self, entity: Model | Environment) -> Model | Environment:
         """For models and environments."""

@@ -22,6 +22,7 @@ from farebox.polling import LROPoller, begun
 from farebox.resource import Resource
 from farebox.scripts import check_script
 from farebox.transport import error_of, path_of
+from farebox.unpack import unpack
 
 _MAX_REQUEST_BYTES = 100 * 1024 * 1024
 _SHOWN_CHARS = 1000
@@ -279,6 +280,11 @@ class _Assets(Resource):
     def delete(self, name: str, version: str) -> dict[str, Any]:
         return dict(self._transport.json("DELETE", self._base + path_of(name, "versions", version)))
 
+    def _archive(self, name: str, version: str, what: str) -> Iterator[bytes]:
+        path = self._base + path_of(name, "versions", version, what)
+        with self._transport.stream(self._transport.build("GET", path), 600.0) as response:
+            yield from response.iter_bytes()
+
 
 class RegisteredModels(_Assets):
     """Local models with a name and a version."""
@@ -299,6 +305,10 @@ class RegisteredModels(_Assets):
         document = model_package.to_dict()
         absolute_paths(document)
         return _asset(Environment, self.make_package(name, version, document))
+
+    def download(self, name: str, version: str, download_path: str | Path = ".") -> Path:
+        """Copy the model's folder or file below `download_path`; where it is then. What is there is not replaced."""
+        return unpack(self._archive(name, version, "content"), Path(download_path) / name)
 
     def make_package(self, name: str, version: str, document: Mapping[str, Any]) -> dict[str, Any]:
         path = self._base + path_of(name, "versions", version, "package")
@@ -321,9 +331,7 @@ class Environments(_Assets):
 
     def download_package(self, name: str, version: str) -> Iterator[bytes]:
         """Of an environment that is a package: the tar archive that `docker build` takes, piece by piece."""
-        path = self._base + path_of(name, "versions", version, "package")
-        with self._transport.stream(self._transport.build("GET", path), 600.0) as response:
-            yield from response.iter_bytes()
+        return self._archive(name, version, "package")
 
 
 _Asset = TypeVar("_Asset", Model, Environment)

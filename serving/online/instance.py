@@ -73,6 +73,17 @@ class Instance:
         """Return when its process is gone."""
         await asyncio.wait([self._task])
 
+    def _tell(self, name: str, message: str) -> None:
+        """A line of the log, with the fields of Azure's table of events (R7.2)."""
+        extra = {
+            "Name": name,
+            "EndpointId": self.deployment.endpoint_id,
+            "DeploymentName": self.deployment.name,
+            "InstanceId": "" if self.run is None else self.run.replica.id,
+            "Message": message,
+        }
+        _log.info("deployment event", extra=extra)
+
     # --- the task -------------------------------------------------------------------------------
 
     def _set(self, state: State, phase: str = "") -> None:
@@ -113,6 +124,7 @@ class Instance:
 
     async def _start(self, run: Run) -> None:
         await run.record()
+        self._tell("Created", "an instance is being started")
         await run.begin(lambda port: self._make(self.deployment, port), self._show, self._check_stop)
         probe = self.deployment.spec.readiness_probe
         patience_ms = 1000 * (probe.initial_delay + probe.period * probe.failure_threshold)
@@ -122,9 +134,10 @@ class Instance:
         await run.wait_until_ready(self._rest, patience_ms)
         self._was_ready = True
         self._set("ready")
-        _log.info("an instance is ready", extra={"deployment": self.deployment.id, "url": run.replica.url})
+        self._tell("Started", f"ready at {run.replica.url}")
 
     async def _end(self, run: Run) -> None:
+        self._tell("Killing", self._stop_reason)
         self._set("stopping", "telling the gateway")
         if run.replica.state == "ready":
             await run.save(state="stopping", phase="telling the gateway")
@@ -135,8 +148,7 @@ class Instance:
         await run.finish("failed", death.reason)
         self._deaths += 1
         timing = self._around.timing
-        extra = {"deployment": self.deployment.id, "reason": death.reason, "deaths": self._deaths}
-        _log.warning("an instance died", extra=extra)
+        self._tell("BackOff", f"died, {self._deaths} times in a row now: {death.reason}")
         final = death.final or self._deaths >= timing.max_quick_deaths or _is_scripts_fault(death.reason)
         if final and not self._was_ready:
             self._fail(_code_in(death.reason), death.reason)
@@ -190,6 +202,7 @@ class Instance:
                 alive.note(await self._passes(run, spec.liveness_probe, alive_only=True), now)
                 if alive.failed:
                     count = spec.liveness_probe.failure_threshold
+                    self._tell("LivenessProbeFailed", f"{count} times in a row")
                     raise DiedError(f"the liveness probe failed {count} times in a row")
             if ready.due(now):
                 ready.note(await self._passes(run, spec.readiness_probe, alive_only=False), now)
@@ -210,6 +223,7 @@ class Instance:
     async def _note_readiness(self, run: Run, ready: "_Probing") -> None:
         """Without readiness no calls, and with it calls again."""
         if ready.failed and self.state == "ready":
+            self._tell("ReadinessProbeFailed", "no calls until it passes again")
             self._set("unready", "the readiness probe fails")
             await run.save(state="starting", phase="the readiness probe fails")
         elif not ready.failed and self.state == "unready" and ready.passes:

@@ -246,3 +246,21 @@ def test_a_missing_name_says_where_to_give_it(online: OnlinePlatform) -> None:
     assert f"in {path}, or give --name" in online.cli("online-endpoint", "create", "-f", path, code=2).stderr
     assert "give --name or -f FILE" in online.cli("online-endpoint", "create", code=2).stderr
     assert "is no such file" in online.cli("online-endpoint", "create", "-f", "/none.yml", code=2).stderr
+
+
+def test_a_registered_model_is_downloaded(online: OnlinePlatform, tmp_path: Path) -> None:
+    online.write("folder/deep/weights.bin", "w" * 100_000)
+    online.write("folder/MLmodel", "flavors: {}")
+    for name, path in (("whole", "folder"), ("single", "folder/MLmodel")):
+        online.cli("model", "create", "--name", name, "--path", str(online.folder / path))
+        said = online.answer(
+            "model", "download", "--name", name, "--version", "latest", "-p", str(tmp_path / "to")
+        )
+        assert said["path"] == str(tmp_path / "to" / name)
+    assert (tmp_path / "to/whole/folder/deep/weights.bin").read_text() == "w" * 100_000
+    assert (tmp_path / "to/single/MLmodel").read_text() == "flavors: {}"
+    again = online.cli(
+        "model", "download", "--name", "single", "--version", "1", "-p", str(tmp_path / "to"), code=2
+    )
+    assert "is there already" in again.stderr
+    assert "there is no model" in online.cli("model", "download", "-n", "no", "-v", "1", code=1).stderr

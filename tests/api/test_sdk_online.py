@@ -19,6 +19,7 @@ from farebox.errors import FareboxAPIError, FareboxConfigError
 from farebox.online_resources import EndpointAuthKeys, EndpointAuthToken
 from farebox.polling import OperationFailed, OperationTimeout
 from farebox.scripts import ScriptError
+from farebox.serverless_entities import MarketplaceSubscription, ServerlessEndpoint
 
 from tests.api.online_platform import OnlinePlatform, open_online
 
@@ -80,7 +81,9 @@ def test_azures_arguments_are_taken_but_a_url_has_a_name(online: OnlinePlatform)
     with pytest.raises(FareboxConfigError, match="url="):
         farebox.MLClient("http://127.0.0.1:8080")
     nothing = farebox.MLClient(client=online.client())
-    with pytest.raises(FareboxConfigError, match="expected an online endpoint or deployment, got Model"):
+    with pytest.raises(
+        FareboxConfigError, match="expected an endpoint, deployment or subscription, got Model"
+    ):
         nothing.begin_create_or_update(Model(name="m"))  # type: ignore[arg-type]
 
 
@@ -163,3 +166,51 @@ def test_models_and_environments_are_registered(online: OnlinePlatform) -> None:
     blue.model, blue.environment = model, environment  # type: ignore[assignment]
     assert ml.begin_create_or_update(blue).result().model == "azureml:churn:1"
     assert [each.name for each in ml.models.list()] == ["churn"]
+
+
+def test_serverless_endpoints_with_azures_verbs(online: OnlinePlatform) -> None:
+    """Terms accepted, an endpoint made, changed, its keys renewed, deleted."""
+    offer = {"offer": "large-offer", "terms_url": "https://acme.example/terms"}
+    model = {
+        "id": "acme/large", "task": "chat", "context_length": 8192, "publisher": "Acme", "marketplace": offer,
+        "engine": {"kind": "external", "url": "http://127.0.0.1:9"}, "prices": {"input": "1", "output": "2"},
+    }  # fmt: skip
+    assert online.console.client.post("/api/models", json=model).status_code == 201
+    with farebox.MLClient(client=online.client()) as ml:
+        wanted = ServerlessEndpoint(name="mine", model_id="azureml://registries/acme/models/acme/large")
+        with pytest.raises(FareboxAPIError, match="subscri"):
+            ml.begin_create_or_update(wanted)
+        terms = MarketplaceSubscription(name="large", model_id="acme/large")
+        accepted = ml.begin_create_or_update(terms).result()
+        assert (accepted.model_id, accepted.offer) == ("acme/large", "large-offer")
+        assert [each.name for each in ml.marketplace_subscriptions.list()] == ["large"]
+        made = ml.serverless_endpoints.begin_create_or_update(wanted).result()
+        assert (made.model_id, made.provisioning_state, made.tags) == ("acme/large", "Online", {})
+        assert made.scoring_uri is not None and made.scoring_uri.endswith(
+            "/endpoints/mine/v1/chat/completions"
+        )
+        wanted.tags, wanted.content_safety = {"team": "search"}, "disabled"
+        changed = ml.begin_create_or_update(wanted)
+        assert (changed.done(), changed.status(), changed.result().tags) == (
+            True,
+            "Succeeded",
+            {"team": "search"},
+        )
+        assert ml.serverless_endpoints.get("mine").content_safety == "disabled"
+        wanted.tags = {}
+        assert ml.begin_create_or_update(wanted).result().tags == {}
+        keys = ml.serverless_endpoints.get_keys("mine")
+        renewed = ml.serverless_endpoints.begin_regenerate_keys("mine", key_type="Secondary").result()
+        assert renewed.primary_key == keys.primary_key and renewed.secondary_key != keys.secondary_key
+        with pytest.raises(FareboxConfigError, match="cannot be changed"):
+            ml.begin_create_or_update(ServerlessEndpoint(name="mine", model_id="acme/other"))
+        with pytest.raises(FareboxConfigError, match="leave its version out"):
+            ml.begin_create_or_update(
+                ServerlessEndpoint(name="x", model_id="azureml://registries/a/models/b/versions/1")
+            )
+        with pytest.raises(FareboxConfigError, match="model_id: the field is missing"):
+            ml.begin_create_or_update(ServerlessEndpoint(name="x"))
+        assert [each.name for each in ml.serverless_endpoints.list()] == ["mine"]
+        assert ml.serverless_endpoints.begin_delete("mine").result() is None
+        assert ml.marketplace_subscriptions.begin_delete("large").result() is None
+        assert ml.serverless_endpoints.list() == [] and ml.marketplace_subscriptions.list() == []

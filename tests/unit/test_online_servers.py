@@ -1,7 +1,10 @@
 """Servers of one's own that do not become ready: what is said of them."""
 
+import logging
 import sys
 from pathlib import Path
+
+import pytest
 
 from serving.online.spec import DeploymentSpec, InferenceRoute, InferenceRoutes, Probe
 from serving.processes import free_port
@@ -54,3 +57,38 @@ async def test_two_deployments_on_one_port(site: Site, tmp_path: Path) -> None:
     third = site.deploy(server(tmp_path, "third", "{port}", 200))
     assert (await site.settled(third)).provisioning_state == "Succeeded"
     assert site.urls(third) != (url,)
+
+
+TOUCHED = SERVER.replace(
+    "self.send_response(int(sys.argv[2]))",
+    "import os; self.send_response(503 if os.path.exists(self.path.strip('/')) else 200)",
+)
+
+
+async def test_what_happens_is_logged_under_azures_names(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Made, started, taken out of traffic, killed by its probe and started again; R7.2's table of events."""
+    caplog.set_level(logging.INFO, "serving.online.instance")
+    spec = server(tmp_path, "told", "{port}", 200)
+    (tmp_path / "server.py").write_text(TOUCHED)
+    made = site.deploy(spec)
+    await site.settled(made)
+    [url] = site.urls(made)
+    (tmp_path / "ready").touch()
+    await site.until(lambda: not site.urls(made))
+    (tmp_path / "live").touch()
+    await site.until(lambda: "BackOff" in names(caplog))
+    (tmp_path / "live").unlink()
+    (tmp_path / "ready").unlink()
+    await site.until(lambda: site.urls(made) and site.urls(made) != (url,))
+    assert names(caplog) == [
+        "Created", "Started", "ReadinessProbeFailed", "LivenessProbeFailed", "BackOff", "Created", "Started",
+    ]  # fmt: skip
+    first = next(each.__dict__ for each in caplog.records if each.msg == "deployment event")
+    assert (first["EndpointId"], first["DeploymentName"]) == (made.endpoint_id, "told")
+    assert first["InstanceId"].startswith("rep_") and first["Message"]
+
+
+def names(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.__dict__["Name"] for each in caplog.records if each.msg == "deployment event"]

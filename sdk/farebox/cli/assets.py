@@ -94,6 +94,25 @@ def model_package(
         print_object(state, made)
 
 
+@model.command(
+    "download",
+    examples=[
+        "farebox model download --name churn --version 3",
+        "farebox model download -n churn -v 3 -p ./models",
+    ],
+)
+@click.option("-n", "--name", required=True, metavar="NAME", help="The registered model's name.")
+@click.option("-v", "--version", required=True, metavar="V", help="Its version; latest is the last one.")
+@click.option("-p", "--download-path", default=".", show_default=True, metavar="FOLDER", help="Where to.")
+@pass_state
+def model_download(state: State, name: str, version: str, download_path: str) -> None:
+    """Copy a registered model from the server's machine, into a folder of its name."""
+    folder = state.client.registered_models.download(name, version, download_path)
+    print_done(
+        state, {"name": name, "version": version, "path": str(folder)}, f"Downloaded {name} to {folder}."
+    )
+
+
 @model.command("registered", examples=["farebox model registered", "farebox model registered --name churn"])
 @click.option("-n", "--name", metavar="NAME", help="Only versions of this model.")
 @pass_state

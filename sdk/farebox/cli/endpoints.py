@@ -13,6 +13,7 @@ from farebox.cli.models import model_ids
 from farebox.cli.organizations import project_names
 from farebox.cli.output import Column, print_data, print_done, print_list, print_object, write_text
 from farebox.cli.problems import suggesting
+from farebox.registry import catalog_id
 from farebox.types import ContentSafety, ServerlessEndpoint
 
 _FOLLOW_EVERY_S = 1.0
@@ -144,19 +145,6 @@ def _note_unchecked(asked: str | None, endpoint: ServerlessEndpoint) -> None:
         note(
             "Note: calls are not checked: the server has no content check (setting FAREBOX_CONTENT_SAFETY_URL)"
         )
-
-
-def catalog_id(text: str) -> str:
-    """`azureml://registries/R/models/NAME` as NAME; anything else as it is. UsageError where it names a version."""
-    marker = "/models/"
-    if not text.startswith("azureml://") or marker not in text:
-        return text
-    name = text.split(marker, 1)[1]
-    if "/versions/" in name or "/labels/" in name:
-        raise click.UsageError(
-            f"model_id: a registry's model is deployed as the catalog has it now; leave its version out: {text}"
-        )
-    return name
 
 
 def _tags_of(tags: object, path: str) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 import click
 
-from farebox.cli.endpoints import catalog_id, confirm
+from farebox.cli.endpoints import confirm
 from farebox.cli.framework import Group, State, pass_state
 from farebox.cli.models import model_ids
 from farebox.cli.output import Column, print_done, print_list, print_object
 from farebox.cli.problems import suggesting
+from farebox.registry import catalog_id
 
 _ENDPOINT = click.option("--endpoint-name", required=True, metavar="NAME", help="The serverless endpoint.")
 

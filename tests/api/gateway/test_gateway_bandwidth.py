@@ -1,5 +1,6 @@
 """An online endpoint over its bandwidth: calls wait and are not refused, and the answer tells how long."""
 
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from tests.api.gateway.test_gateway_scoring import deployment, score, serve
 from tests.gateway_fixture import ENDPOINT, RunningGateway
-from tests.mock_engine import MockEngine
+from tests.mock_engine import MockEngine, wait_until
 from tests.mock_scorer import MockScorer
 
 RATE = 40_000
@@ -19,6 +20,20 @@ REQUEST, RESPONSE = "ms-azureml-bandwidth-request-delay-ms", "ms-azureml-bandwid
 def blue() -> Iterator[MockScorer]:
     with MockScorer("blue") as scorer:
         yield scorer
+
+
+def test_the_traffic_log_tells_what_was_waited(
+    tmp_path: Path, engine: MockEngine, blue: MockScorer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "functions.gateway.traffic_figures")
+    with RunningGateway(tmp_path, engine.url, online_bandwidth_bytes_per_s=RATE) as gateway:
+        serve(gateway, deployment(blue, "blue", logged=True), traffic="blue=100")
+        blue.body = b"y" * 30_000
+        answer = score(gateway, b"x" * 50_000)
+        wait_until(lambda: any(each.message == "traffic" for each in caplog.records))
+    line = next(each.__dict__ for each in caplog.records if each.message == "traffic")
+    assert line["RequestThrottlingDelayMs"] == int(answer.headers[REQUEST]) > 0
+    assert line["ResponseThrottlingDelayMs"] == int(answer.headers[RESPONSE]) > 0
 
 
 def test_who_is_over_it_waits(tmp_path: Path, engine: MockEngine, blue: MockScorer) -> None:

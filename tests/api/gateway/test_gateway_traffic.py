@@ -82,6 +82,8 @@ def test_a_line_for_each_call_of_a_deployment_that_asks(
     assert (first["XMSClientRequestId"], len(first["UserAgent"])) == ("mine", 70)
     parts = sum(first[f"{part}DurationMs"] for part in ("Request", "Model", "Response"))
     assert parts == first["TotalDurationMs"] >= 0
+    assert (first["Protocol"], first["AuthType"]) == ("HTTP/1.1", "key")
+    assert (first["RequestThrottlingDelayMs"], first["ResponseThrottlingDelayMs"]) == (0, 0)
     assert (second["ResponseCode"], second["ModelStatusCode"]) == (424, 500)
     everything = " ".join(str(record.__dict__) for record in caplog.records)
     assert "secret" not in everything and PROJECT_KEY not in everything
