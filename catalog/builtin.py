@@ -43,7 +43,7 @@ def sync_builtin(connection: Connection, files: Iterable[BuiltinFile], now_ms: i
     changed = [file for file in files if known.get(file.name) != file.digest]
     for file in changed:
         try:
-            spec = parse_model_yaml(file.data)
+            spec = parse_model_yaml(file.data, fast=True)
         except Invalid as error:
             raise Invalid(f"{file.name}: {error.message}", param=error.param, extra=error.extra) from error
         if store.builtin_may_write(connection, spec.id):

@@ -75,9 +75,12 @@ _NEEDED: Mapping[Task, tuple[str, ...]] = {
 }
 
 
-def parse_model_yaml(text: str | bytes) -> ModelSpec:
-    """The model that `text` describes; Invalid names the field and the line and says what was expected."""
-    return _spec(parse_yaml(text))
+def parse_model_yaml(text: str | bytes, *, fast: bool = False) -> ModelSpec:
+    """The model that `text` describes; Invalid names the field and the line and says what was expected.
+
+    `fast`: for files of our own, see `parse_yaml`.
+    """
+    return _spec(parse_yaml(text, fast=fast))
 
 
 def parse_model(value: Any) -> ModelSpec:

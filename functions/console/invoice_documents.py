@@ -6,7 +6,7 @@ from fastapi import Query
 from fastapi.responses import Response
 
 from access.store import find_organization
-from billing.documents.content import document_of, preview_document
+from billing.documents.content import Document, document_of, preview_document
 from billing.documents.table import render_csv
 from billing.invoicing.focus import focus_csv
 from billing.invoicing.issue import customer_of
@@ -15,14 +15,13 @@ from billing.invoicing.settle import outstanding_cents
 from billing.invoicing.store import find_invoice, lines_of
 from billing.preview import invoice_preview
 from catalog import price_book
-from functions.console.dependencies import Caller, Deps
+from functions.console.dependencies import Caller, ConsoleDependencies, Deps
 from functions.console.invoice_shapes import InvoiceLineOut, InvoiceOut, invoice_line_out, invoice_out
 from functions.console.periods import month
 from functions.console.routing import console_router
 from functions.console.scope import read_scope
 from functions.console.usage import Named
 from functions.documents.html import render_html
-from functions.documents.pdf import render_pdf
 
 router = console_router("invoices")
 Format = Literal["pdf", "html", "csv", "json"]
@@ -63,7 +62,7 @@ def document(
         content = WholeInvoice(**head, lines=[invoice_line_out(x) for x in lines]).model_dump_json().encode()
     else:
         shown = document_of(invoice, lines, notes, customer, deps.issuer.party)
-        content = render_html(shown) if kind == "html" else render_pdf(shown, deps.settings.invoice_font)
+        content = _rendered(shown, kind, deps)
     return _file(content, f"{invoice.number or invoice.id}.{kind}", _TYPES[kind])
 
 
@@ -83,7 +82,7 @@ def preview_file(
         chosen = read_scope(connection, caller, organization).organization
         found = invoice_preview(connection, chosen.id, *span, now_ms, price_book)
         shown = preview_document(found, customer_of(connection, chosen.id), deps.issuer.party)
-    content = render_html(shown) if kind == "html" else render_pdf(shown, deps.settings.invoice_font)
+    content = _rendered(shown, kind, deps)
     return _file(content, f"preview-{chosen.id}.{kind}", _TYPES[kind])
 
 
@@ -108,3 +107,13 @@ def focus(
 def _file(content: bytes, name: str, kind: str) -> Response:
     headers = {"content-disposition": f'attachment; filename="{name}"', "x-content-type-options": "nosniff"}
     return Response(content, media_type=kind, headers=headers)
+
+
+def _rendered(shown: Document, kind: str, deps: ConsoleDependencies) -> bytes:
+    if kind == "html":
+        return render_html(shown)
+    from functions.documents.pdf import (
+        render_pdf,  # fpdf takes a third of a second, which no start should wait for
+    )
+
+    return render_pdf(shown, deps.settings.invoice_font)

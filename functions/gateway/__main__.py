@@ -3,10 +3,12 @@
 import sys
 
 from core.compiled import use
+from core.garbage import not_now
 from functions.gateway.compiling import MODULES
 
 use(MODULES)
 
-from functions.gateway.main import main  # noqa: E402  after it was said where modules are found
+with not_now():
+    from functions.gateway.main import main  # after it was said where modules are found
 
 sys.exit(main())
