@@ -29,6 +29,7 @@ class Launch:
     cwd: Path | None = None
     health_path: str = "/health"
     fine_tunes: frozenset[tuple[str, str]] = frozenset()  # id and folder of each adapter that it loads
+    low_priority: bool = False  # others' processes get the CPU first
     needed_bytes: int = 0  # of the memory it will take, so that two starts at once do not both count on it
     prepare: Callable[[Callable[[str], None]], None] = _nothing_to_prepare
     """Make what must exist before the start, e.g. build a model; tells its phase to the callable given."""

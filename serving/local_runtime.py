@@ -26,6 +26,7 @@ from serving.fine_tunes import adapters_of, fine_tunes_of, usable
 from serving.launch import Launcher
 from serving.model import LiveStatus, Replica, WakeStatus
 from serving.online.launch import Environments, OnlineLauncher
+from serving.online.machine import capacity
 from serving.online.opened import OpenedCopies
 from serving.online.runtime import OnlineRuntime
 from serving.recovery import recover
@@ -74,7 +75,9 @@ class LocalRuntime:
         online_launcher = OnlineLauncher(
             db, self._around.launcher, environments or VirtualEnvironments(settings), settings, opened
         )
-        self._online = OnlineRuntime(self._around, online_launcher, opened)
+        self._online = OnlineRuntime(
+            self._around, online_launcher, lambda: capacity(settings.online_instances_max), opened
+        )
         self._supervisors: dict[str, Supervisor] = {}
         self._recovery: asyncio.Task[None] | None = None
         self._stopping = False

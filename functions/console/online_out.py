@@ -90,6 +90,7 @@ class OnlineDeploymentOut(BaseModel):
     readiness_probe: dict[str, int]
     resources: dict[str, Any] | None
     strategy: str
+    tier: str
     data_collector: dict[str, Any] | None
     egress_public_network_access: str
     provisioning_state: str
@@ -188,6 +189,7 @@ def online_deployment_out(
         readiness_probe=_probe(spec.readiness_probe),
         resources=spec.document.get("resources"),
         strategy=spec.strategy,
+        tier=spec.tier,
         data_collector=spec.data_collector,
         egress_public_network_access=spec.egress_public_network_access,
         provisioning_state=found.provisioning_state,

@@ -326,6 +326,9 @@ class OnlineDeploymentDocument(_ReadOnly):
     readiness_probe: ProbeDocument | None = None
     resources: ResourcesDocument | None = None
     strategy: Literal["rolling", "recreate"] | None = None
+    tier: Literal["dedicated", "low_priority"] | None = Field(
+        default=None, description="low_priority: its instances yield their place to dedicated ones."
+    )
     data_collector: dict[str, Any] | None = None
     egress_public_network_access: Switch | None = None
     scoring_uri: Path | None = None

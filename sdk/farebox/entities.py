@@ -269,6 +269,7 @@ class OnlineDeployment(Part):
     strategy: str | None = None
     data_collector: dict[str, Any] | None = None
     egress_public_network_access: str | None = None
+    tier: str | None = None  # dedicated | low_priority
     id: str | None = None
     kind: str | None = None
     provisioning_state: str | None = None

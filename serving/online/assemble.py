@@ -153,6 +153,7 @@ def deployment_spec(
         resources=_resources(document.get("resources") or {}),
         scale=scale_settings(document.get("scale_settings") or {}),
         strategy=document.get("strategy", "rolling"),
+        tier=document.get("tier", "dedicated"),
         app_insights_enabled=bool(document.get("app_insights_enabled")),
         data_collector=document.get("data_collector"),
         egress_public_network_access=document.get("egress_public_network_access", "enabled"),

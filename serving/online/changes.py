@@ -185,6 +185,8 @@ def update_deployment(
     spec, unchanged = _same_copies(old.spec, made.spec, staged)
     restart = needs_new_processes(old.spec, spec) or old.provisioning_state == "Failed"
     generation = old.generation + 1 if restart else old.generation
+    if not restart:  # another package with the same content: the instances run from where they are
+        spec = replace(spec, code_path=old.spec.code_path, model_path=old.spec.model_path)
     if staged is not None and not unchanged:
         _forget_older(place.home, old)
         spec = _placed(spec, staged, place.home, old.id, generation)

@@ -54,6 +54,7 @@ class Fleet:
         self._poke = asyncio.Event()
         self._changed = asyncio.Event()
         self._stop_reason = ""
+        self._allowed: int | None = None  # instances that there is room for; None: as many as wanted
         self._in_flight = 0
         self._last_call_ms: int | None = None
         now = around.clock.monotonic_ms()
@@ -78,6 +79,12 @@ class Fleet:
                 self._scaled = deployment.instance_count
             self._told = -1  # of the row before: a change can follow the end of another unseen
             self.deployment = deployment
+            self._poke.set()
+
+    def allow(self, instances: int | None) -> None:
+        """For one of low priority: how many instances there is room for now."""
+        if instances != self._allowed:
+            self._allowed = instances
             self._poke.set()
 
     def report(self, in_flight: int, last_ms: int, ended: int, durations_ms: Sequence[int]) -> None:
@@ -121,6 +128,8 @@ class Fleet:
                 state = shown  # type: ignore[assignment]  # one of them
                 break
         phase = next((each.phase for each in list(self._instances) if each.phase), "")
+        if self._allowed == 0 and not phase:
+            phase = "waiting for room, which dedicated deployments hold"
         stops_ms = None
         idle_s = self.deployment.spec.scale.idle_to_zero_s
         if idle_s and state == "ready" and not self._in_flight:
@@ -199,7 +208,8 @@ class Fleet:
         """One step towards what is wanted."""
         self._instances = [each for each in self._instances if each.state != "ended"]
         deployment = self.deployment
-        wanted = self._wanted()
+        asked = self._wanted()
+        wanted = asked if self._allowed is None else min(asked, self._allowed)
         new = [e for e in self._instances if e.generation == deployment.generation]
         old = [e for e in self._instances if e.generation != deployment.generation and e.active]
         failed = [each for each in new if each.state == "failed"]
@@ -215,7 +225,8 @@ class Fleet:
         ready = [each for each in active if each.state == "ready"]
         _stop(old[: max(0, len(ready) + len(old) - wanted)], "replaced by a newer generation")
         surplus = sorted(active, key=lambda each: each.state == "ready")[: max(0, len(active) - wanted)]
-        _stop(surplus, "fewer instances are wanted" if wanted else "no calls")
+        reason = "fewer instances are wanted" if wanted else "no calls"
+        _stop(surplus, reason if wanted == asked else "preempted: dedicated deployments need the room")
         if len(ready) >= wanted and (wanted or not deployment.pending):
             self._retries = 0
             self._tell(None)

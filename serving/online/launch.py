@@ -58,6 +58,10 @@ class OnlineLauncher:
 
     def __call__(self, deployment: OnlineDeployment, port: int) -> Launch:
         """The command on that port. FareboxError: it cannot be started at all."""
+        launch = self._with_copies(deployment, port)
+        return replace(launch, low_priority=deployment.spec.low_priority)
+
+    def _with_copies(self, deployment: OnlineDeployment, port: int) -> Launch:
         if self._opened is None:
             return self._launch(deployment, port)
         opened, stored = self._opened, deployment.spec

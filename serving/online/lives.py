@@ -13,6 +13,8 @@ from serving.online.store import read_spec
 from serving.online.tables import online_deployments
 from serving.tables import endpoints, replicas
 
+LOW_PRIORITY = ".low_priority"  # behind an instance type: it has a price of its own
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceLife:
@@ -64,7 +66,7 @@ def instance_lives(connection: Connection, *, since_ms: int, ended_after_ms: int
                 row.name,
                 row.org_id,
                 row.project_id,
-                spec.instance_type,
+                spec.instance_type + (LOW_PRIORITY if spec.low_priority else ""),
                 from_ms,
                 row.stopped_ms,
             )

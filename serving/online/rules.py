@@ -186,6 +186,7 @@ class Capacity:
     instances: int = 0
 
 
+_FIELDS = ("cpu_milli", "memory_bytes", "gpus")
 # What an instance is counted with that says nothing of its needs: enough to bound how many there can be.
 ASSUMED = ResourceAmounts(cpu_milli=100, memory_bytes=128 * 1024 * 1024, gpus=0)
 
@@ -216,14 +217,17 @@ def wanted_instances(spec: DeploymentSpec) -> int:
 
 
 def check_room(spec: DeploymentSpec, others: Iterable[OnlineDeployment], capacity: Capacity) -> None:
-    """OutOfQuota when the deployment does not fit beside `others`, saying what is short and by how much."""
+    """OutOfQuota when the deployment does not fit beside `others`, saying what is short and by how much.
+
+    Those of low priority hold nothing: they yield. One of them has to fit into the machine, and then waits for room.
+    """
     count = wanted_instances(spec)
     if count > MAX_INSTANCES:
         raise OutOfQuota(
             f"instance_count: {count} instances wanted; a deployment has at most {MAX_INSTANCES}",
             param="instance_count",
         )
-    specs = [other.spec for other in others]
+    specs = [] if spec.low_priority else [other.spec for other in others if not other.spec.low_priority]
     _check_instance_quota(count, [wanted_instances(each) for each in specs], capacity.instances)
     for field, unit, scale in (
         ("cpu_milli", "thousandths of a core", 1),
@@ -239,6 +243,30 @@ def check_room(spec: DeploymentSpec, others: Iterable[OnlineDeployment], capacit
                 f"which other deployments hold {taken // scale}; ask for less, or delete one",
                 param=param,
             )
+
+
+def yielding(specs: Mapping[str, DeploymentSpec], capacity: Capacity) -> dict[str, int]:
+    """How many instances each deployment of low priority may have now, by the keys of `specs`, which are in order of age:
+    what dedicated ones leave, the oldest first."""
+    dedicated = [each for each in specs.values() if not each.low_priority]
+    left = {field: getattr(capacity, field) for field in _FIELDS}
+    for each in dedicated:
+        for field in _FIELDS:
+            left[field] -= wanted_instances(each) * _amount(each, field)
+    quota = capacity.instances - sum(quota_of(wanted_instances(each)) for each in dedicated)
+    allowed = {}
+    for name, each in specs.items():
+        if not each.low_priority:
+            continue
+        needs = {field: _amount(each, field) for field in _FIELDS}
+        count = min([wanted_instances(each), *(left[f] // need for f, need in needs.items() if need)])
+        while capacity.instances and count > 0 and quota_of(count) > quota:
+            count -= 1
+        allowed[name] = max(0, count)
+        quota -= quota_of(allowed[name])
+        for field, need in needs.items():
+            left[field] -= allowed[name] * need
+    return allowed
 
 
 def _check_instance_quota(count: int, others: Sequence[int], quota: int) -> None:

@@ -10,6 +10,7 @@ from serving.online import store
 from serving.online.fleet import Fleet
 from serving.online.model import DeploymentFigures, OnlineDeployment
 from serving.online.opened import OpenedCopies
+from serving.online.rules import Capacity, yielding
 from serving.run import Surroundings
 
 _log = get_logger(__name__)
@@ -22,23 +23,25 @@ class OnlineRuntime:
         self,
         around: Surroundings,
         make: Callable[[OnlineDeployment, int], Launch],
+        room: Callable[[], Capacity],
         opened: OpenedCopies | None = None,
     ) -> None:
-        """`opened`: the decrypted copies, which go when no instance runs from them."""
-        self._around, self._make, self._opened = around, make, opened
+        """`room`: what the machine has; `opened`: the decrypted copies, which go when no instance runs from them."""
+        self._around, self._make, self._room, self._opened = around, make, room, opened
         self._fleets: dict[str, Fleet] = {}
         self._ending: dict[asyncio.Task[None], Fleet] = {}
         self._telling: set[asyncio.Task[None]] = set()
 
     async def look(self) -> None:
         """Follow the table: begin, change and end fleets."""
-        rows = await asyncio.to_thread(self._read)
+        rows, allowed = await asyncio.to_thread(self._read)
         for deployment_id, row in rows.items():
             fleet = self._fleets.get(deployment_id)
             if fleet is None:
                 self._fleets[deployment_id] = Fleet(self._around, row, self._make, self._provisioned)
             else:
                 fleet.follow(row)
+            self._fleets[deployment_id].allow(allowed.get(deployment_id))
         for deployment_id in [each for each in self._fleets if each not in rows]:
             fleet = self._fleets.pop(deployment_id)
             task = asyncio.create_task(fleet.stop("the deployment was deleted"))
@@ -95,9 +98,14 @@ class OnlineRuntime:
         }
         await asyncio.to_thread(self._opened.forget, used)
 
-    def _read(self) -> dict[str, OnlineDeployment]:
+    def _read(self) -> tuple[dict[str, OnlineDeployment], dict[str, int]]:
+        """Every deployment, and of those of low priority how many instances each may have."""
         with self._around.db.read() as connection:
-            return {row.id: row for row in store.list_online_deployments(connection)}
+            rows = {row.id: row for row in store.list_online_deployments(connection)}
+        if not any(row.spec.low_priority for row in rows.values()):
+            return rows, {}
+        ids = sorted(rows, key=lambda each: (rows[each].created_ms, each))
+        return rows, yielding({each: rows[each].spec for each in ids}, self._room())
 
     def _provisioned(self, deployment: OnlineDeployment, failure: tuple[str, str] | None) -> None:
         task = asyncio.create_task(self._tell(deployment, failure))

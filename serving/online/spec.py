@@ -16,6 +16,7 @@ SpecKind = Literal["script", "mlflow", "command", "catalog"]
 AuthMode = Literal["key", "aml_token", "aad_token"]
 Switch = Literal["enabled", "disabled"]
 Target = Literal["managed", "kubernetes"]
+Tier = Literal["dedicated", "low_priority"]  # the second yields its place to the first
 Strategy = Literal["rolling", "recreate"]
 
 DEFAULT_SCORING_PORT = 5001
@@ -156,6 +157,7 @@ class DeploymentSpec(_Json):
     resources: Resources = Resources()
     scale: ScaleSettings = ScaleSettings()
     strategy: Strategy = "rolling"
+    tier: Tier = "dedicated"
     app_insights_enabled: bool = False
     data_collector: dict[str, Any] | None = field(default=None, hash=False)
     egress_public_network_access: Switch = "enabled"
@@ -163,6 +165,11 @@ class DeploymentSpec(_Json):
     description: str = ""
     document: dict[str, Any] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()  # fields that were accepted and have no effect here, each with the reason
+
+    @property
+    def low_priority(self) -> bool:
+        """Whether its instances have to go when others need the room."""
+        return self.tier == "low_priority"
 
     @property
     def model_dir(self) -> str:
@@ -203,6 +210,7 @@ _PROCESS_FIELDS = (
     "routes",
     "resources",
     "egress_public_network_access",
+    "tier",
 )
 
 
