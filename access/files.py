@@ -15,8 +15,10 @@ class SecretFileError(FareboxError):
     code = "secret_file_unusable"
 
 
-def read_secret_file(path: Path, what: str, max_bytes: int = _MAX_BYTES) -> str | None:
-    """The file's text without its end, None when there is no file; others' access to it is taken away."""
+def read_secret_file(
+    path: Path, what: str, max_bytes: int = _MAX_BYTES, *, is_ours: bool = True
+) -> str | None:
+    """The file's text without its end, None when there is no file; others' access to one of ours is taken away."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -24,8 +26,8 @@ def read_secret_file(path: Path, what: str, max_bytes: int = _MAX_BYTES) -> str 
     except OSError as error:
         raise _unusable(path, what, "read", error) from error
     try:
-        if os.fstat(descriptor).st_mode & 0o077:
-            with contextlib.suppress(PermissionError):  # a mounted secret is not ours to change
+        if is_ours and os.fstat(descriptor).st_mode & 0o077:
+            with contextlib.suppress(PermissionError):
                 os.fchmod(descriptor, 0o600)
         data = os.read(descriptor, max_bytes)
     except OSError as error:

@@ -232,7 +232,7 @@ def read_customer_keys(path: Path) -> "list[Identity]":
     from pyrage import IdentityError
     from pyrage.x25519 import Identity
 
-    text = read_secret_file(path, "customer's key", _MAX_KEY_FILE_BYTES)
+    text = read_secret_file(path, "customer's key", _MAX_KEY_FILE_BYTES, is_ours=False)
     if text is None:
         raise _bad_file(path, "is not there")
     found = []

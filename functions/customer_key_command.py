@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _new(file: Path) -> None:
-    if read_secret_file(file, "customer's key") is not None:
+    if read_secret_file(file, "customer's key", is_ours=False) is not None:
         raise Invalid(f"FILE: {file} is there already; a key is never overwritten", param="FILE")
     secret, public = new_customer_key()
     write_secret_file(file, f"# public key: {public}\n{secret}", "customer's key")

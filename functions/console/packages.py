@@ -100,7 +100,7 @@ def download_model(name: str, version: str, deps: Deps) -> StreamingResponse:
                     files.root / each, each if path.is_file() else f"{path.name}/{each}", recursive=False
                 )
 
-    headers = {"content-disposition": f'attachment; filename="{found.name}-{found.version}.tar"'}
+    headers = {"content-disposition": 'attachment; filename="model.tar"'}  # names may have any signs
     return StreamingResponse(_piped(write), media_type="application/x-tar", headers=headers)
 
 

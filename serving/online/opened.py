@@ -83,10 +83,13 @@ class OpenedCopies:
         return {"/".join(path.removeprefix(inside).split("/")[:2]) for path in paths}
 
     def forget(self, used: Collection[str], min_age_s: float = _KEPT_S) -> None:
-        """Remove those of other generations than `used`, unless they were asked for less than `min_age_s` ago."""
+        """Remove those of other generations than `used`, unless they were asked for less than `min_age_s` ago.
+
+        Not while others are being decrypted: that may take minutes, and who calls this has more to do.
+        """
         if not self._root.is_dir():
             return
-        with self._locked():
+        with contextlib.suppress(BlockingIOError), self._locked(wait=min_age_s == 0):
             for folder in [each for each in self._root.glob("*/*") if each.is_dir()]:
                 old = time.time() - folder.stat().st_mtime >= min_age_s
                 if old and f"{folder.parent.name}/{folder.name}" not in used:
@@ -119,10 +122,11 @@ class OpenedCopies:
         return f"{self._root}/{path.removeprefix(inside)}" if path.startswith(inside) else path
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, *, wait: bool = True) -> Iterator[None]:
+        """BlockingIOError: somebody else has it, and `wait` is false."""
         self.check()
         with open(self._root / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
 
 

@@ -5,7 +5,9 @@ deployment that names this needs neither model nor code. It is also all that `do
 """
 
 import io
+import json
 import os
+import re
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +22,7 @@ PackageKind = Literal["script", "mlflow"]
 _ROOT: Final = "/var/azureml-app"
 _SCORER: Final = "/opt/farebox"
 _PORT: Final = 5001  # of Azure's inference server
+_SIGNS: Final = re.compile(r"[^A-Za-z0-9._-]")  # of a name, that a path in a recipe had better not have
 _OLDEST_PYTHON: Final = (3, 9)
 
 
@@ -100,6 +103,13 @@ def plan(
             "base_environment_source: the field is missing; only MLflow models bring an environment along",
             param="base_environment_source",
         )
+    said = {**variables, "AZUREML_ENTRY_SCRIPT": script}
+    broken = next((name for name, value in said.items() if "\n" in value or "\r" in value), None)
+    if broken is not None:
+        raise Invalid(
+            f"environment_variables.{broken}: a line break cannot be in an image's recipe",
+            param=f"environment_variables.{broken}",
+        )
     package = Package(
         package_id,
         "script" if script else "mlflow",
@@ -134,7 +144,8 @@ def write_context(
 
 def dockerfile(package: Package, requirements: Requirements) -> str:
     """How the image is made. It serves on port 5001 as user 1000, with what Azure's images tell a script."""
-    model_dir = f"{_ROOT}/azureml-models/{package.model_name}/{package.model_version}"
+    parts = (_SIGNS.sub("_", each) for each in (package.model_name, package.model_version))
+    model_dir = f"{_ROOT}/azureml-models/{'/'.join(parts)}"
     variables = {**package.environment_variables, "AZUREML_MODEL_DIR": model_dir, "PYTHONPATH": _SCORER}
     command = ["python", "-m", "farebox_scorer", "--host", "0.0.0.0", "--port", str(_PORT)]
     if package.kind == "mlflow":
@@ -153,7 +164,7 @@ def dockerfile(package: Package, requirements: Requirements) -> str:
         f"WORKDIR {_ROOT}/code" if package.kind == "script" else f"WORKDIR {_ROOT}",
         "USER 1000",
         f"EXPOSE {_PORT}",
-        f"CMD [{', '.join(_quoted(each) for each in command)}]",
+        f"CMD {json.dumps(command)}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -177,8 +188,8 @@ def _python(requirements: Requirements) -> str:
 
 
 def _quoted(text: str) -> str:
-    """For ENV and CMD: `$` would begin a variable."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("\n", "\\n")
+    """For ENV, where `$` would begin a variable."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
     return f'"{escaped}"'
 
 

@@ -303,6 +303,32 @@ def test_what_was_half_opened_is_opened_again(
     assert (Path(found.moved(stored).model_path) / "data" / "w").read_text() == "w" * 9
 
 
+def test_while_one_is_decrypted_nothing_is_forgotten_and_nobody_waits(
+    keyring: Keyring, stored: DeploymentSpec, tmp_path: Path
+) -> None:
+    found = OpenedCopies(tmp_path, tmp_path / "opened", keyring)
+    other = tmp_path / "opened" / "dep_0" / "1"
+    other.mkdir(parents=True)
+    (tmp_path / "opened").chmod(0o700)
+    os.utime(other, (1, 1))
+
+    def meanwhile(_: str) -> None:
+        found.forget(())
+        assert other.is_dir()
+
+    found.open(stored, meanwhile)
+    found.forget(())
+    assert not other.exists()
+
+
+def test_the_customers_file_is_read_as_it_is(tmp_path: Path) -> None:
+    """It may be mounted for a group, and read-only: its mode is its owner's matter."""
+    file = Path(key_file(tmp_path, new_customer_key()[0]))
+    file.chmod(0o440)
+    opened(tmp_path, str(file))
+    assert file.stat().st_mode & 0o777 == 0o440
+
+
 def test_no_room_and_no_folder_are_told(
     keyring: Keyring, stored: DeploymentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Packages of models: what is asked for, what is refused, and the image's recipe."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,9 @@ def test_what_is_missing_is_named(
     with pytest.raises(Invalid) as refused:
         plan(tmp_path, environment, **document)
     assert refused.value.param == param
+    with pytest.raises(Invalid, match="a line break cannot be"):
+        packages.plan("pkg_1", {"name": "t", "version": "1", "path": "/t"}, {"inferencing_server": {
+            "code_configuration": CODE}}, {"requirements": []}, {"A": "b\nRUN rm"})  # fmt: skip
     with pytest.raises(Invalid, match="Triton"):
         packages.plan(
             "pkg_1", {"name": "t", "version": "1", "path": "/t", "type": "triton_model"}, {}, None, {}
@@ -76,7 +80,7 @@ def test_what_is_missing_is_named(
 
 def test_the_recipe_of_an_image() -> None:
     package = Package(
-        "pkg_1", "script", "churn", "3", "w", "sub/score.py", environment_variables={"SAY": 'a "$b"\\\n'}
+        "pkg_1", "script", "churn", "3", "w", "sub/score.py", environment_variables={"SAY": 'a "$b"\\'}
     )
     text = packages.dockerfile(package, Requirements(("numpy",), "3.12"))
     assert text.splitlines() == [
@@ -90,13 +94,17 @@ def test_the_recipe_of_an_image() -> None:
         'ENV AZUREML_ENTRY_SCRIPT="sub/score.py"',
         'ENV AZUREML_MODEL_DIR="/var/azureml-app/azureml-models/churn/3"',
         'ENV PYTHONPATH="/opt/farebox"',
-        'ENV SAY="a \\"\\$b\\"\\\\\\n"',
+        'ENV SAY="a \\"\\$b\\"\\\\"',
         "WORKDIR /var/azureml-app/code",
         "USER 1000",
         "EXPOSE 5001",
         'CMD ["python", "-m", "farebox_scorer", "--host", "0.0.0.0", "--port", "5001", '
         '"--entry-script", "/var/azureml-app/code/sub/score.py"]',
     ]
+    odd = Package("pkg_3", "script", "my model\nRUN rm", "1", "w", 'a "$b".py')
+    lines = packages.dockerfile(odd, Requirements()).splitlines()
+    assert "COPY model /var/azureml-app/azureml-models/my_model_RUN_rm/1" in lines
+    assert json.loads(lines[-1].removeprefix("CMD "))[-1] == '/var/azureml-app/code/a "$b".py'
     mlflow = packages.dockerfile(Package("pkg_2", "mlflow", "iris", "1", "iris"), Requirements(python="2.7"))
     assert "FROM python:3.11-slim" in mlflow and "COPY code" not in mlflow
     assert '"--mlflow-model", "/var/azureml-app/azureml-models/iris/1/iris"]' in mlflow
