@@ -106,9 +106,14 @@ class VllmLauncher:
 
 
 def _lora_arguments(spec: ModelSpec, ranks: Mapping[ModelSpec, int]) -> list[str]:
-    """https://docs.vllm.ai/en/latest/features/lora.html"""
+    """https://docs.vllm.ai/en/latest/features/lora.html. ValueError: the base's own arguments would replace them."""
     if not ranks:
         return []
+    if any(each.split("=", 1)[0].replace("_", "-") == "--lora-modules" for each in spec.engine.args):
+        raise ValueError(
+            "engine.args: --lora-modules would replace the fine-tunes that the catalog has of it; make each a model with "
+            "adapter: {base, path}"
+        )
     modules = [
         json.dumps({"name": each.id, "path": each.adapter.path, "base_model_name": spec.id})
         for each in ranks

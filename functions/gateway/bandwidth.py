@@ -1,8 +1,9 @@
 """What online endpoints may move a second: who is over it waits, and is not refused (R2.3 and R2.6 in our reference).
 
-Scoring calls, their answers and copies of them count together, by endpoint and in each gateway; OpenAI's do not. Off
-unless `online_bandwidth_bytes_per_s` is set. Azure tells the delays in trailers; uvicorn has none, so they are headers
-here, and an answer that is passed on in pieces tells only that of its request.
+Calls, their answers and copies of them count together, by endpoint and in each gateway. Of OpenAI's calls the answer is
+not held up: what it took is waited for by the next call. Off unless `online_bandwidth_bytes_per_s` is set. Azure tells
+the delays in trailers; uvicorn has none, so they are headers here, and an answer that is passed on in pieces tells only
+that of its request.
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,10 @@ class Bandwidth:
         """`exceptions`: other rates by endpoint's name, in bytes a second; 0: any."""
         self._rate, self._exceptions = bytes_per_s, exceptions
         self._free_at: dict[str, float] = {}  # by endpoint's id: when what was taken is paid off
+
+    def bounds(self, endpoint_name: str) -> bool:
+        """Whether the endpoint has a rate at all."""
+        return self._exceptions.get(endpoint_name, self._rate) > 0
 
     def take(self, endpoint_id: str, endpoint_name: str, size: int, now_s: float) -> float:
         """Seconds to wait before `size` bytes may go. They are taken: the next one waits longer."""

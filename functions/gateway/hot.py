@@ -171,6 +171,8 @@ def warm_call(
     scoring = route.scoring
     if scoring is not None and (scoring.logged or scoring.collecting is not None):
         return None
+    if scoring is not None and not scoring.serverless and gateway.bandwidth.bounds(route.endpoint_name):
+        return None
     record = CallRecord(new_id("req", received_ms), operation, principal, request, route, received_ms)
     record.body_bytes = len(body)
     gateway.limits.admit(record, body)

@@ -1,6 +1,9 @@
 """OpenAI's calls to deployments of online endpoints: as any other, and counted, logged and collected by deployment."""
 
+import asyncio
+
 from functions.gateway.balancing import Server
+from functions.gateway.bandwidth import REQUEST_DELAY, delay_header
 from functions.gateway.call import MeteredCall
 from functions.gateway.collector import Payload
 from functions.gateway.content_safety import Screen
@@ -33,7 +36,7 @@ def make_call(
 class ObservedCall(MeteredCall):
     """A call whose deployment wants to know of it."""
 
-    __slots__ = ("_body_sent", "_collecting", "_model_status", "_scoring", "_shown")
+    __slots__ = ("_body_sent", "_collecting", "_delay_ms", "_model_status", "_scoring", "_shown")
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class ObservedCall(MeteredCall):
         self._collecting = wanted if wanted is not None and gateway.collector.chosen(wanted) else None
         self._body_sent = body if self._collecting is not None else b""
         self._shown: Body | None = None
-        self._model_status = 0
+        self._model_status = self._delay_ms = 0
 
     async def run(self) -> None:
         """Serve the call to its end."""
@@ -61,6 +64,19 @@ class ObservedCall(MeteredCall):
             self._tell()
             if self._collecting is not None:
                 self._collect(self._collecting)
+
+    async def _serve(self) -> None:
+        exchange, delay = self._exchange, self._take_bandwidth(self._record.body_bytes)
+        if delay:
+            self._delay_ms = round(delay * 1000)
+            exchange.more_headers = [*exchange.more_headers, *delay_header(REQUEST_DELAY, delay)]
+            await asyncio.sleep(delay)
+        await super()._serve()
+
+    def _take_bandwidth(self, size: int) -> float:
+        route = self._record.route
+        now_s = asyncio.get_running_loop().time()
+        return self._gateway.bandwidth.take(route.endpoint_id, route.endpoint_name, size, now_s)
 
     def _judge(self, server: Server, answer: Answer) -> ServerGone | None:
         self._model_status = answer.status
@@ -72,7 +88,8 @@ class ObservedCall(MeteredCall):
     def _tell(self) -> None:
         exchange, record, name = self._exchange, self._record, self._scoring.deployment
         sent, received = exchange.sent_bytes, record.body_bytes
-        ended = Ended(name, "POST", exchange.path, self._model_status, "", sent, received)
+        ended = Ended(name, "POST", exchange.path, self._model_status, "", sent, received, self._delay_ms)
+        self._take_bandwidth(sent)
         self._gateway.traffic.ended(ended, exchange, record, logged=self._scoring.logged)
 
     def _collect(self, wanted: Collecting) -> None:

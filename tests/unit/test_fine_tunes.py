@@ -12,7 +12,7 @@ import pytest
 from catalog.load import model_document, parse_model
 from catalog.model import Adapter, Engine, ModelSpec, Prices
 from catalog.store import put_model
-from core.errors import Conflict, FareboxError, Invalid, NotFound
+from core.errors import Conflict, FareboxError, Invalid, NotFound, Unavailable
 from core.settings import Settings
 from serving import vllm_launcher
 from serving.endpoints import create_serverless, delete_endpoint
@@ -296,3 +296,7 @@ def test_the_engines_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert launch.fine_tunes == {(each.id, each.adapter.path) for each in specs if each.adapter}
     assert launch.spec_hash != launcher(base, 1).spec_hash
     assert "--enable-lora" not in launcher(base, 1).argv
+    own = replace(base, engine=replace(base.engine, args=("--lora_modules=mine=/mine",)))
+    assert "--lora_modules=mine=/mine" in launcher(own, 1).argv
+    with pytest.raises(Unavailable, match="--lora-modules would replace the fine-tunes"):
+        launcher(own, 1, specs)

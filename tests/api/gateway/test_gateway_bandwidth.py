@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from functions.gateway.bandwidth import BURST_S
+from tests.api.gateway import test_gateway_observed as observed
 from tests.api.gateway.test_gateway_scoring import deployment, score, serve
 from tests.gateway_fixture import ENDPOINT, RunningGateway
-from tests.mock_engine import MockEngine, wait_until
+from tests.mock_engine import Behaviour, MockEngine, wait_until
 from tests.mock_scorer import MockScorer
 
 RATE = 40_000
@@ -66,3 +68,16 @@ def test_others_do_not(tmp_path: Path, engine: MockEngine, blue: MockScorer) -> 
         serve(gateway, deployment(blue, "blue"), traffic="blue=100")
         for _ in range(3):
             assert REQUEST not in score(gateway, b"x" * 100_000).headers
+
+
+def test_openais_calls_are_counted_too(tmp_path: Path, engine: MockEngine) -> None:
+    """A call waits for what was moved before it, answers of others included; the answer itself is not held up."""
+    engine.default = Behaviour(tokens=300)
+    with RunningGateway(tmp_path, engine.url, online_bandwidth_bytes_per_s=RATE) as gateway:
+        serve(gateway, observed.model(engine), traffic="blue=100")
+        answers = [observed.chat(gateway, stream=stream, max_tokens=300) for stream in (True, False, True)]
+        assert [each.status_code for each in answers] == [200, 200, 200]
+        assert REQUEST not in answers[0].headers
+        assert int(answers[1].headers[REQUEST]) > 0
+        owed = sum(len(each.content) for each in answers[:2]) / RATE - BURST_S
+        assert 0.3 * owed <= sum(int(each.headers.get(REQUEST, 0)) for each in answers) / 1000 <= owed + 1
