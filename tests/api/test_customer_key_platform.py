@@ -9,6 +9,7 @@ import pytest
 
 from tests import platform as platforms
 from tests.api.test_online_platform import Shop, score
+from tests.mock_engine import wait_until
 
 SCRIPT = """
 # Marker-of-code
@@ -124,9 +125,9 @@ def test_a_life_under_a_customers_key(folder: Path) -> None:
         assert shop.key() == key, "sealed before the rotation"
         waiting = score(shop, key, {"say": "Marker-of-payload 3"})
         assert waiting.status_code == 200, waiting.text
-        requests = [each["say"] for each in collected(platform, "request")]
-        assert requests == [f"Marker-of-payload {number}" for number in (1, 2, 3)]
-        assert sorted(each[0]["say"] for each in collected(platform, "inputs")) == requests
+        said = [f"Marker-of-payload {number}" for number in (1, 2, 3)]
+        wait_until(lambda: [each["say"] for each in collected(platform, "request")] == said, 20)
+        wait_until(lambda: sorted(each[0]["say"] for each in collected(platform, "inputs")) == said, 20)
         copies = next((home / "online").glob("dep_*")) / "1" / "model"
         environ = {"FAREBOX_HOME": str(home)}
         platform.cli("customer-key", "decrypt", str(copies), "--to", str(folder / "out"), **environ)

@@ -82,6 +82,7 @@ async def test_what_happens_is_logged_under_azures_names(
     (tmp_path / "live").unlink()
     (tmp_path / "ready").unlink()
     await site.until(lambda: site.urls(made) and site.urls(made) != (url,))
+    await site.until(lambda: names(caplog).count("Started") == 2)  # the table is written before the log
     assert names(caplog) == [
         "Created", "Started", "ReadinessProbeFailed", "LivenessProbeFailed", "BackOff", "Created", "Started",
     ]  # fmt: skip

@@ -30,7 +30,7 @@ def test_the_traffic_log_tells_what_was_waited(
     caplog.set_level(logging.INFO, "functions.gateway.traffic_figures")
     with RunningGateway(tmp_path, engine.url, online_bandwidth_bytes_per_s=RATE) as gateway:
         serve(gateway, deployment(blue, "blue", logged=True), traffic="blue=100")
-        blue.body = b"y" * 30_000
+        blue.body = b"y" * 80_000
         answer = score(gateway, b"x" * 50_000)
         wait_until(lambda: any(each.message == "traffic" for each in caplog.records))
     line = next(each.__dict__ for each in caplog.records if each.message == "traffic")
@@ -72,10 +72,10 @@ def test_others_do_not(tmp_path: Path, engine: MockEngine, blue: MockScorer) -> 
 
 def test_openais_calls_are_counted_too(tmp_path: Path, engine: MockEngine) -> None:
     """A call waits for what was moved before it, answers of others included; the answer itself is not held up."""
-    engine.default = Behaviour(tokens=300)
+    engine.default = Behaviour(tokens=500)
     with RunningGateway(tmp_path, engine.url, online_bandwidth_bytes_per_s=RATE) as gateway:
         serve(gateway, observed.model(engine), traffic="blue=100")
-        answers = [observed.chat(gateway, stream=stream, max_tokens=300) for stream in (True, False, True)]
+        answers = [observed.chat(gateway, stream=stream, max_tokens=500) for stream in (True, False, True)]
         assert [each.status_code for each in answers] == [200, 200, 200]
         assert REQUEST not in answers[0].headers
         assert int(answers[1].headers[REQUEST]) > 0
