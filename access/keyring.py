@@ -265,9 +265,8 @@ def _bad_file(path: Path, what: str) -> CustomerKeyError:
 
 
 def _made(path: Path, key_file: Path, secret_path: Path, customer: "Identity", now_ms: int) -> Keyring:
-    secret = ensure_secret(
-        secret_path
-    )  # in the open until the keyring has it: a start that is cut short loses nothing
+    # In the open until the keyring has it: a start that is cut short loses nothing.
+    secret = ensure_secret(secret_path)
     keys: dict[str, Any] = {"secret": secret.hex(), "data_keys": [_new_key()]}
     header = {
         "version": _VERSION,

@@ -67,7 +67,7 @@ def open_to(path: Path, source: BufferedIOBase, target: BufferedIOBase, keyring:
 
 def opened_name(name: str) -> str:
     """Of the plain form; the same name when it is no encrypted file's."""
-    return name.removesuffix(SEALED_LINES).removesuffix(SEALED)
+    return name.removesuffix(SEALED_LINES if name.endswith(SEALED_LINES) else SEALED)
 
 
 def is_stored(path: Path) -> bool:

@@ -21,7 +21,7 @@ from access.keyring import (
     open_keyring,
     read_keyring,
 )
-from access.sealed_files import SEALED, SEALED_LINES, is_stored, open_file, seal_file, seal_tree
+from access.sealed_files import SEALED, SEALED_LINES, is_stored, open_file, opened_name, seal_file, seal_tree
 from access.sealer import Sealer, ensure_secret
 from core.errors import Unavailable
 from serving.online import copies
@@ -225,6 +225,8 @@ def test_what_was_stored_in_the_open_is_encrypted(keyring: Keyring, tmp_path: Pa
     open_file(folder / f"code/lines{SEALED_LINES}", tmp_path / "out/lines", keyring)
     assert (tmp_path / "out/lines").read_bytes() == b"one"
     assert not is_stored(folder / "code/nothing")
+    names = ["x.age", "x.agelines", "x.age.age", "x.age.agelines", "x.agelines.age", "x"]
+    assert [opened_name(each) for each in names] == ["x", "x", "x.age", "x.age", "x.agelines", "x"]
 
 
 def test_a_file_that_does_not_open_leaves_nothing(keyring: Keyring, tmp_path: Path) -> None:
