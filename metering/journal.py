@@ -21,6 +21,7 @@ from core.errors import Conflict, FareboxError, Invalid, JournalFull
 from core.log import get_logger
 from metering import segment
 from metering.disk_sync import DiskWork, open_disk_work
+from metering.frames import MAX_PAYLOAD, PROGRESS, USAGE, frame, write_all
 from metering.model import USAGE_EVENT_TYPE, UsageEvent
 from metering.segment import SegmentHeader
 from wire.cloudevents import encode_event
@@ -273,7 +274,7 @@ class Journal:
         told: list[OnDone] = []
         for event, on_done in waiting:
             try:
-                frames.append(segment.frame(segment.USAGE, seq, self._encode(event, seq)))
+                frames.append(frame(USAGE, seq, self._encode(event, seq)))
             except (FareboxError, ValueError, TypeError, OverflowError) as error:
                 self._resolve([on_done], error)
                 continue
@@ -283,7 +284,7 @@ class Journal:
             return
         data = b"".join(frames)
         try:
-            segment.write_all(self._fd, data)
+            write_all(self._fd, data)
         except OSError as error:
             self._give_up(f"{error.strerror or error}", told)
             return
@@ -327,7 +328,7 @@ class Journal:
             sequence=seq,
             data=event,
         )
-        if len(payload) > segment.MAX_PAYLOAD:
+        if len(payload) > MAX_PAYLOAD:
             raise Invalid(f"usage event of {len(payload)} bytes", param="event")
         return payload
 
@@ -343,7 +344,7 @@ class Journal:
         frames = []
         for event in notes.values():
             with contextlib.suppress(FareboxError, ValueError, TypeError, OverflowError):
-                frames.append(segment.frame(segment.PROGRESS, 0, self._encode(event, 0)))
+                frames.append(frame(PROGRESS, 0, self._encode(event, 0)))
         return frames
 
     def _give_up(self, reason: str, told: list[OnDone]) -> None:
@@ -413,7 +414,7 @@ class Journal:
         path = self._directory / f".{self._gateway}.probe"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            segment.write_all(fd, bytes(PROBE_BYTES))
+            write_all(fd, bytes(PROBE_BYTES))
             os.fsync(fd)
         finally:
             os.close(fd)

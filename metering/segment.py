@@ -1,13 +1,11 @@
 """Journal segments on disk: names, frames, reading back. No threads and no SQL here.
 
-A segment is `GATEWAY.EPOCH.INDEX.journal`: frames one after the other, the first one a header. A frame
-is `length u32 | crc32 u32 | seq u64 | kind u8 | payload`, little-endian; the checksum covers all but itself.
+A segment is `GATEWAY.EPOCH.INDEX.journal`: frames (`frames.py`) one after the other, the first one a header.
 Nothing is ever written after a failed write, so whatever does not check out at the end is a torn tail.
 """
 
 import os
 import re
-import struct
 import time
 import zlib
 from collections.abc import Iterable
@@ -16,15 +14,31 @@ from pathlib import Path
 
 import msgspec
 
-HEADER, USAGE, PROGRESS = 1, 2, 3
-CORRUPT = 255  # never written: the reader's mark for a damaged frame
-MAX_PAYLOAD = 64 * 1024
+from metering.frames import CHECKED, CORRUPT, FRAME, HEADER, MAX_PAYLOAD, PROGRESS, USAGE, frame, write_all
+
+__all__ = [
+    "CORRUPT",
+    "HEADER",
+    "PROGRESS",
+    "USAGE",
+    "Record",
+    "Scan",
+    "SegmentHeader",
+    "SegmentId",
+    "create_segment",
+    "folder_state",
+    "frame",
+    "list_segments",
+    "next_seq",
+    "scan",
+    "sync_directory",
+    "write_all",
+]
+
 READ_BYTES = 2 * 1024 * 1024
 
 GATEWAY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _FILE_NAME = re.compile(r"([a-z0-9][a-z0-9-]{0,62})\.(\d{1,19})\.(\d{1,9})\.journal")
-_FRAME = struct.Struct("<IIQB")
-_CHECKED = struct.Struct("<IQB")
 
 
 class SegmentHeader(msgspec.Struct, frozen=True):
@@ -67,12 +81,6 @@ class Scan:
     offset: int
     torn: bool
     at_end: bool  # nothing more in the file than what was looked at
-
-
-def frame(kind: int, seq: int, payload: bytes) -> bytes:
-    """The bytes of one record."""
-    checked = _CHECKED.pack(len(payload), seq, kind)
-    return _FRAME.pack(len(payload), zlib.crc32(payload, zlib.crc32(checked)), seq, kind) + payload
 
 
 def list_segments(directory: Path) -> list[SegmentId]:
@@ -119,13 +127,6 @@ def create_segment(directory: Path, header: SegmentHeader) -> tuple[int, int]:
     return fd, len(data)
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Write every byte: a full disk first shows as a short write, and only then as an error."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
 def sync_directory(directory: Path) -> None:
     """Make names in `directory` durable."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -147,11 +148,11 @@ def scan(path: Path, offset: int, at_most: int) -> Scan:
     position = 0
     while len(records) < at_most:
         # Nearly all records are good, so that is seen first, without a call.
-        start = position + _FRAME.size
+        start = position + FRAME.size
         if start <= len(data):
-            length, checksum, seq, kind = _FRAME.unpack_from(data, position)
+            length, checksum, seq, kind = FRAME.unpack_from(data, position)
             payload = data[start : start + length]
-            checked = zlib.crc32(_CHECKED.pack(length, seq, kind))
+            checked = zlib.crc32(CHECKED.pack(length, seq, kind))
             if length <= MAX_PAYLOAD and len(payload) == length and checksum == zlib.crc32(payload, checked):
                 records.append(Record(kind, seq, payload))
                 position = start + length
@@ -168,24 +169,24 @@ def scan(path: Path, offset: int, at_most: int) -> Scan:
 
 def _damaged_at(data: bytes, position: int) -> tuple[Record | None, int]:
     """What is known of a record that is not good, and its size. None: nothing follows that is one."""
-    if len(data) - position < _FRAME.size:
+    if len(data) - position < FRAME.size:
         return None, 0
-    length, _, seq, _ = _FRAME.unpack_from(data, position)
-    start = position + _FRAME.size
+    length, _, seq, _ = FRAME.unpack_from(data, position)
+    start = position + FRAME.size
     if length > MAX_PAYLOAD or start + length > len(data):
         return None, 0
     # A bit that flipped must not hide the good records behind it; a torn tail has none behind it.
     if not _is_good(data, start + length):
         return None, 0
-    return Record(CORRUPT, seq, data[start : start + length]), _FRAME.size + length
+    return Record(CORRUPT, seq, data[start : start + length]), FRAME.size + length
 
 
 def _is_good(data: bytes, position: int) -> bool:
-    if len(data) - position < _FRAME.size:
+    if len(data) - position < FRAME.size:
         return False
-    length, checksum, seq, kind = _FRAME.unpack_from(data, position)
-    payload = data[position + _FRAME.size : position + _FRAME.size + length]
-    expected = zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, seq, kind)))
+    length, checksum, seq, kind = FRAME.unpack_from(data, position)
+    payload = data[position + FRAME.size : position + FRAME.size + length]
+    expected = zlib.crc32(payload, zlib.crc32(CHECKED.pack(length, seq, kind)))
     return len(payload) == length and int(checksum) == expected
 
 

@@ -313,6 +313,7 @@ class RunningGateway:
             app,
             port=0,
             http=self.protocol or "httptools",
+            ws="none",
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=1,

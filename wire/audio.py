@@ -8,7 +8,7 @@ OpenAI's, all at once.
 import io
 import math
 import wave
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
 import msgspec
@@ -26,7 +26,8 @@ from wire.dialects import (
     text_at,
 )
 from wire.multipart import Part
-from wire.openai import MAX_MODEL_NAME, PRIVATE_MEMBERS, ModelRequest, TokenCounts
+from wire.openai import MAX_MODEL_NAME, PRIVATE_MEMBERS, TokenCounts
+from wire.requests import AudioRequest, ModelRequest
 from wire.sse import encode_event
 
 _FORMATS = ("json", "text", "verbose_json")
@@ -35,16 +36,6 @@ _OURS = ("model", "response_format", "stream", "stream_include_usage", "stream_c
 _TRUE, _FALSE = ("true", "1", "on", "yes"), ("false", "0", "off", "no", "")
 _BYTES_PER_SECOND = 16_000  # 128 kbit/s, the usual rate of compressed speech and music
 _MAX_SECONDS = 10**9
-
-
-@dataclass(slots=True)
-class AudioRequest(ModelRequest):
-    """A parsed form. `stream` stays False: the engine is not asked to."""
-
-    parts: list[Part] = field(default_factory=list)
-    boundary: bytes = b""
-    response_format: str = "json"
-    as_events: bool = False
 
 
 class _Exact(msgspec.Struct):
@@ -73,7 +64,7 @@ class TranscriptionDialect:
             raise BadRequest(
                 f"'model' must have 1 to {MAX_MODEL_NAME} characters.", param="model", code="invalid_value"
             )
-        request = AudioRequest({}, model, False, False, 1, None)
+        request = AudioRequest(model)
         request.parts, request.boundary = parts, boundary
         request.response_format = _format(fields.get("response_format") or "json")
         request.as_events = _flag("stream", fields.get("stream", ""))

@@ -5,12 +5,14 @@ Inventing one (as the usual libraries do) makes every resend look like a new eve
 """
 
 import re
-from typing import Annotated, Any, Literal
 
 import msgspec
 
 from core.clock import iso, parse_iso
 from core.errors import Invalid
+from wire.cloudevents_shapes import CloudEvent, Incoming, Outgoing
+
+__all__ = ["MAX_EVENT_BYTES", "CloudEvent", "decode_event", "encode_event", "time_ms_of"]
 
 MAX_EVENT_BYTES = 64 * 1024  # what the specification obliges every intermediary to forward
 
@@ -19,54 +21,8 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)
 _WHERE = re.compile(r" - at `\$\.?([^`]*)`")
 _MISSING = re.compile(r"missing required field `([^`]*)`")
 
-_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-# A URI reference: taken as anything without blanks and control characters.
-_Source = Annotated[str, msgspec.Meta(min_length=1, max_length=512, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
-_Type = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
-_Sequence = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,20}$")]
-
-
-class _Incoming(msgspec.Struct, frozen=True):
-    specversion: Literal["1.0"]
-    id: _Id
-    source: _Source
-    type: _Type
-    time: str
-    subject: str = ""
-    datacontenttype: str = "application/json"
-    partitionkey: str = ""
-    sequence: _Sequence | None = None
-    data: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Outgoing(msgspec.Struct, frozen=True):
-    specversion: str
-    id: str
-    source: str
-    type: str
-    time: str
-    subject: str
-    datacontenttype: str
-    partitionkey: str
-    sequence: str
-    data: Any
-
-
-class CloudEvent(msgspec.Struct, frozen=True):
-    """One event, its attributes checked; `data` is still JSON text, for the owner of `type` to decode."""
-
-    id: str
-    source: str
-    type: str
-    time_ms: int
-    subject: str
-    partitionkey: str
-    sequence: int | None
-    data: msgspec.Raw
-
-
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(_Incoming)
+_decoder = msgspec.json.Decoder(Incoming)
 
 
 def encode_event(
@@ -74,7 +30,7 @@ def encode_event(
 ) -> bytes:
     """The event as JSON, partitioned by its subject; `sequence` is padded so that it sorts as text."""
     return _encoder.encode(
-        _Outgoing(
+        Outgoing(
             "1.0", event_id, source, event_type, iso(time_ms), subject,
             "application/json", subject, f"{sequence:020d}", data,
         )

@@ -6,13 +6,15 @@ rest.
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Raw
 
 from core.errors import BadRequest, FareboxError
-from wire.openai_shapes import EngineUsage, ModelRequest, PlainAnswer, TokenCounts, text_bytes
+from wire.openai_shapes import EngineUsage, PlainAnswer, TokenCounts, text_bytes
+from wire.requests import ModelRequest
 
 __all__ = [
     "COMPLETION_LIMITS",
@@ -97,15 +99,15 @@ def parse_request(body: bytes, limits: Sequence[str] = OUTPUT_LIMITS) -> ModelRe
             param="use_beam_search",
             code="unsupported_value",
         )
-    stream = _flag(members, "stream")
+    stream = "stream" in members and _flag(members, "stream")
     return ModelRequest(
-        members=members,
-        model=_model(members) if "model" in members else None,
-        stream=stream,
-        wants_usage="stream_options" in members and _wants_usage(members) and stream,
-        choices=_count(members, "n", 1, MAX_CHOICES) or 1 if "n" in members else 1,
-        max_tokens=_largest_count(members, limits),
-        best_of=_count(members, "best_of", 1, MAX_CHOICES) or 1 if "best_of" in members else 1,
+        members,
+        _model(members) if "model" in members else None,
+        stream,
+        "stream_options" in members and _wants_usage(members) and stream,
+        _count(members, "n", 1, MAX_CHOICES) or 1 if "n" in members else 1,
+        _largest_count(members, limits),
+        _count(members, "best_of", 1, MAX_CHOICES) or 1 if "best_of" in members else 1,
     )
 
 
@@ -123,9 +125,9 @@ def upstream_body(
     """The body as the model server gets it: its own model name, usage asked for, nothing engine-private."""
     members = request.members
     drop_private(members)
-    members["model"] = Raw(_encoder.encode(served_model))
+    members["model"] = _text(served_model)
     if cache_salt is not None:
-        members["cache_salt"] = Raw(_encoder.encode(cache_salt))
+        members["cache_salt"] = _text(cache_salt)
     if request.stream:
         options = _stream_options(members)
         options["include_usage"] = _TRUE
@@ -134,6 +136,11 @@ def upstream_body(
             options["continuous_usage_stats"] = _TRUE
         members["stream_options"] = Raw(_encoder.encode(options))
     return _encoder.encode(members)
+
+
+@lru_cache(maxsize=4096)  # models and organizations: each is said again and again
+def _text(text: str) -> Raw:
+    return Raw(_encoder.encode(text))
 
 
 def drop_private(members: dict[str, Raw]) -> None:

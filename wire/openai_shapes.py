@@ -1,25 +1,11 @@
-"""What is read of OpenAI's bodies, as values: apart from `openai.py`, which is compiled, as these cannot be."""
+"""What is read of OpenAI's answers, as values: apart from `openai.py`, which is compiled, as these cannot be."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
 _anything = msgspec.json.Decoder()
-
-
-@dataclass(slots=True)
-class ModelRequest:
-    """What is known of a request's body. `members` are the top-level members, still encoded."""
-
-    members: dict[str, Raw]
-    model: str | None
-    stream: bool
-    wants_usage: bool  # the caller asked for the usage chunk of a stream
-    choices: int  # n
-    max_tokens: int | None
-    best_of: int = 1  # answers that are made for a prompt, if more than are shown
 
 
 def text_bytes(value: Any) -> int:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from access.admission.model import ONLINE_DEFAULT, SERVERLESS_DEFAULT, AdmitRequest, Limits, ScopePolicy
+from access.admission.model import ONLINE_DEFAULT, SERVERLESS_DEFAULT, Limits, ScopePolicy
+from access.admission.values import AdmitRequest
 
 _MAX_PATHS = 200_000
 _Path = tuple[str, str, str, str, bool]

@@ -15,21 +15,18 @@ from access.admission.model import (
     DAY_MS,
     HELD_RETRY_MS,
     WINDOW_MS,
-    AdmitRequest,
     Balance,
     Budget,
     BudgetUse,
     Decision,
-    Figures,
-    Grant,
     Limits,
-    Outcome,
     Refusal,
     ScopePolicy,
     window_end,
     window_start,
 )
 from access.admission.refusals import hardest
+from access.admission.values import AdmitRequest, Figures, Grant, Outcome
 
 _UNLIMITED = 1 << 62
 _SEEMS_UNLIMITED = 1 << 61  # less what was used of it

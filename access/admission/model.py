@@ -1,14 +1,15 @@
 """Limits, budgets, what is asked of admission and what it answers. Amounts are integer pico-dollars.
 
-The values of the hot path are msgspec structs: as frozen as a dataclass, and made in a fifth of the time.
+What every call makes is in `values.py`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from access.admission.values import Figures, Grant
 from core.clock import MINUTE_MS, iso, month_bounds
 
 ScopeKind = Literal["key", "project", "organization", "endpoint"]
@@ -91,38 +92,6 @@ class ScopePolicy:
     open_on_outage: bool = False  # an organization's choice: serve unlimited while the shared store is down
 
 
-class AdmitRequest(msgspec.Struct, frozen=True):
-    """One call at the door. Estimates are the worst case; no cost (None): the model has no price."""
-
-    request_id: str
-    org_id: str
-    project_id: str
-    key_id: str
-    endpoint_id: str
-    estimated_tokens: int
-    estimated_cost_pico: int | None
-    now_ms: int
-    expires_ms: int
-    online: bool = False  # of an online endpoint: another default limit
-
-
-class Figures(msgspec.Struct, frozen=True):
-    """What the rate-limit headers say of requests, or of tokens: of the scope that is nearest to its limit."""
-
-    limit: int
-    remaining: int
-    reset_ms: int  # until nothing of the limit is used, if nobody calls
-
-
-class Grant(msgspec.Struct, frozen=True):
-    """The call may go on. `hold` is the implementation's own; give the grant back with `settle`."""
-
-    request: AdmitRequest
-    hold: Any
-    requests: Figures | None = None
-    tokens: Figures | None = None
-
-
 class Refusal(msgspec.Struct, frozen=True):
     """The call may not go on, and nothing was reserved. All scopes were looked at: the longest wait counts."""
 
@@ -140,15 +109,6 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 Decision = Grant | Refusal
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What a call came to. `sequence` is the number of its durable usage event, 0: there is none."""
-
-    tokens: int
-    cost_pico: int
-    sequence: int
-    ended_ms: int
 
 
 def window_start(window: BudgetWindow, at_ms: int) -> int:

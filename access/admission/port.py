@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Iterable, Mapping
 from inspect import isawaitable
 from typing import Protocol, TypeVar
 
-from access.admission.model import AdmitRequest, Balance, BudgetUse, Decision, Grant, Outcome
+from access.admission.model import Balance, BudgetUse, Decision
+from access.admission.values import AdmitRequest, Grant, Outcome
 
 T = TypeVar("T")
 

@@ -17,21 +17,18 @@ from access.admission.model import (
     DAY_MS,
     HELD_RETRY_MS,
     WINDOW_MS,
-    AdmitRequest,
     Balance,
     Budget,
     BudgetUse,
     Decision,
-    Figures,
-    Grant,
     Limits,
-    Outcome,
     Refusal,
     ScopePolicy,
     window_end,
     window_start,
 )
 from access.admission.refusals import hardest
+from access.admission.values import AdmitRequest, Figures, Grant, Outcome
 from core.log import get_logger
 from core.money import PICO_PER_USD
 

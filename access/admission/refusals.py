@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from access.admission.model import Figures, Reason, Refusal
+from access.admission.model import Reason, Refusal
+from access.admission.values import Figures
 
 _RANK: dict[Reason, int] = {"too_large": 3, "no_price": 2, "budget": 2, "unavailable": 1}
 

@@ -17,7 +17,10 @@ from core import compiled
 MODULES = (
     "access.admission.book",
     "access.admission.memory",
+    "access.admission.values",
+    "core.clock",
     "core.ids",
+    "core.money",
     "functions.gateway.activity",
     "functions.gateway.balancing",
     "functions.gateway.deadlines",
@@ -42,8 +45,12 @@ MODULES = (
     "functions.gateway.upstream",
     "functions.gateway.upstream_protocol",
     "functions.gateway.fast_protocol",
+    "metering.frames",
+    "metering.journal",
+    "wire.cloudevents",
     "wire.openai",
     "wire.openai_stream",
+    "wire.requests",
     "wire.sse",
 )
 NOT_POSSIBLE = 3

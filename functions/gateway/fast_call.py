@@ -31,7 +31,8 @@ from wire.openai_stream import error_event
 from wire.sse import WAITING_COMMENT
 
 if TYPE_CHECKING:
-    from functions.gateway.fast_lane import Caller, FastLane
+    from functions.gateway.fast_lane import FastLane
+    from functions.gateway.fast_protocol import FastLaneProtocol as Caller
 
 _log = get_logger(__name__)
 
@@ -185,7 +186,7 @@ class FastCall:
                 self.record.forget_request()
             self._sent += len(out)
             if self._started:
-                self._caller.write(b"%x\r\n%b\r\n" % (len(out), out))
+                self._caller.write(chunk_of(out))
             else:
                 self._start(out)
         now = self._sign_of_life()
@@ -279,7 +280,7 @@ class FastCall:
     def _start(self, data: bytes) -> None:
         self._started = True
         head = self._lane.stream_head(self._caller, self.record)
-        self._caller.write(b"%b%x\r\n%b\r\n" % (head, len(data), data))
+        self._caller.write(head + chunk_of(data))
 
     # -- time --
 
@@ -310,7 +311,7 @@ class FastCall:
         self._comment_at = now + self._gateway.settings.sse_comment_every_s
         self.deadline = min(self._silent_at, self._comment_at)
         if self._started:
-            self._caller.write(b"%x\r\n%b\r\n" % (len(WAITING_COMMENT), WAITING_COMMENT))
+            self._caller.write(chunk_of(WAITING_COMMENT))
         else:
             self._start(WAITING_COMMENT)
 
@@ -375,7 +376,7 @@ class FastCall:
                 self._start(self._last)
                 caller.write(b"0\r\n\r\n")
             else:
-                caller.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(self._last), self._last))
+                caller.write(b"%b0\r\n\r\n" % chunk_of(self._last))
         else:
             costs = self.record.cost_lines()
             caller.write(self._lane.plain_answer(caller, self.record, 200, self._last, costs))
@@ -397,7 +398,7 @@ class FastCall:
     def _answer_failure(self, error: FareboxError) -> None:
         if self._started:
             event = error_event(error.status, error.message, error.code, error.param)
-            self._caller.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
+            self._caller.write(b"%b0\r\n\r\n" % chunk_of(event))
         else:
             self._caller.write(self._lane.error_answer(self._caller, self.record, error))
 
@@ -417,3 +418,13 @@ class FastCall:
         if self._connection is not None or self._connecting is not None:
             self._leave_server()
         self._gateway.activity.end(self.record.route.deployment_id)
+
+
+_CHUNK_HEADS = [b"%x\r\n" % size for size in range(4096)]
+
+
+def chunk_of(data: bytes) -> bytes:
+    """Data that is not empty, as one chunk of HTTP/1.1's chunked coding (RFC 9112, section 7.1)."""
+    size = len(data)
+    head = _CHUNK_HEADS[size] if size < len(_CHUNK_HEADS) else b"%x\r\n" % size
+    return b"%b%b\r\n" % (head, data)

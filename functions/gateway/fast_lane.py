@@ -6,7 +6,7 @@ refusals, cold starts, second attempts and odd requests are written once.
 
 import asyncio
 from time import perf_counter_ns
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -28,32 +28,12 @@ from functions.gateway.record import CallRecord
 from functions.gateway.upstream import ServerGone
 from wire.openai import Operation
 
+if TYPE_CHECKING:
+    from functions.gateway.fast_protocol import FastLaneProtocol as Caller
+
 _log = get_logger(__name__)
 MAX_FAST_BODY = 1024 * 1024
 _JSON_HEADERS = [(b"content-type", b"application/json")]
-
-
-class Caller(Protocol):
-    """A caller's connection."""
-
-    call: FastCall | None
-    gone: bool
-    keep_alive: bool
-    client_request_id: bytes
-
-    def write(self, data: bytes) -> None: ...
-
-    def abort(self) -> None: ...
-
-    def answer_over(self) -> None:
-        """The last byte was written."""
-        ...
-
-    def go_on_slowly(self, record: CallRecord, gone: ServerGone, *, started: bool) -> None:
-        """The slow lane takes over a call whose server was gone before the first byte."""
-        ...
-
-    def default_headers(self) -> list[Header]: ...
 
 
 class FastLane:
@@ -72,7 +52,7 @@ class FastLane:
 
     def begin(
         self,
-        caller: Caller,
+        caller: "Caller",
         headers: dict[bytes, bytes],
         body: bytes,
         operation: Operation,
@@ -103,13 +83,13 @@ class FastLane:
         gateway.metrics.prepare.note((perf_counter_ns() - began_ns) // 1000)
         return True
 
-    def over(self, call: FastCall, caller: Caller) -> None:
+    def over(self, call: FastCall, caller: "Caller") -> None:
         """A call is over, its answer written."""
         self.gateway.in_flight -= 1
         if not caller.gone:
             caller.answer_over()
 
-    def hand_over(self, call: FastCall, caller: Caller, gone: ServerGone, *, started: bool) -> None:
+    def hand_over(self, call: FastCall, caller: "Caller", gone: ServerGone, *, started: bool) -> None:
         """The call needs a second attempt. It stays in flight: the slow lane counts it out."""
         caller.go_on_slowly(call.record, gone, started=started)
 
@@ -122,37 +102,23 @@ class FastLane:
     # -- heads of answers, as uvicorn writes them --
 
     def plain_answer(
-        self, caller: Caller, record: CallRecord, status: int, body: bytes, lines: bytes = b""
+        self, caller: "Caller", record: CallRecord, status: int, body: bytes, lines: str = ""
     ) -> bytes:
         """A whole JSON answer, with further lines in its head."""
-        return b"%bcontent-length: %d\r\n%b%b%b" % (
-            self._prefix(caller, status, stream=False),
-            len(body),
-            lines,
-            self._rest(caller, record),
-            body,
-        )
+        rest = f"content-length: {len(body)}\r\n{lines}{_own_lines(caller, record)}"
+        return b"%b%b%b" % (self._prefix(caller, status, stream=False), rest.encode("latin-1"), body)
 
-    def error_answer(self, caller: Caller, record: CallRecord, error: FareboxError) -> bytes:
+    def error_answer(self, caller: "Caller", record: CallRecord, error: FareboxError) -> bytes:
         """An error as OpenAI's document."""
         lines = b"".join([b"%b: %b\r\n" % header for header in error_headers(error)])
-        return self.plain_answer(caller, record, error.status, encode_error(error), lines)
+        return self.plain_answer(caller, record, error.status, encode_error(error), lines.decode("latin-1"))
 
-    def stream_head(self, caller: Caller, record: CallRecord) -> bytes:
+    def stream_head(self, caller: "Caller", record: CallRecord) -> bytes:
         """The head of a streamed answer."""
-        prefix = self._prefix(caller, 200, stream=True)
-        return b"%btransfer-encoding: chunked\r\n%b" % (prefix, self._rest(caller, record))
+        rest = f"transfer-encoding: chunked\r\n{_own_lines(caller, record)}"
+        return self._prefix(caller, 200, stream=True) + rest.encode("latin-1")
 
-    def _rest(self, caller: Caller, record: CallRecord) -> bytes:
-        client_id = caller.client_request_id
-        return b"%bx-request-id: %b\r\n%b%b\r\n" % (
-            limit_lines(*record.figures),
-            record.request_id.encode(),
-            b"x-client-request-id: %b\r\n" % client_id if client_id else b"",
-            b"" if caller.keep_alive else b"connection: close\r\n",
-        )
-
-    def _prefix(self, caller: Caller, status: int, *, stream: bool) -> bytes:
+    def _prefix(self, caller: "Caller", status: int, *, stream: bool) -> bytes:
         """What is the same for all answers of a second: uvicorn makes new default headers when the date changes."""
         headers = caller.default_headers()
         if headers is not self._default_headers:
@@ -166,3 +132,12 @@ class FastLane:
             ]
             prefix = self._prefixes[status, stream] = STATUS_LINE[status] + b"".join(lines)
         return prefix
+
+
+def _own_lines(caller: "Caller", record: CallRecord) -> str:
+    """What is of this call alone, to the end of the head. As text: that is put together faster than bytes are."""
+    client_id = caller.client_request_id
+    told = f"x-client-request-id: {client_id.decode('latin-1')}\r\n" if client_id else ""
+    close = "" if caller.keep_alive else "connection: close\r\n"
+    requests, tokens = record.figures
+    return f"{limit_lines(requests, tokens)}x-request-id: {record.request_id}\r\n{told}{close}\r\n"

@@ -1,6 +1,6 @@
 """From an answer's counts to what is metered, and to what the caller is told it cost. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from core.money import format_pico
@@ -59,11 +59,14 @@ def _tallied(
     return Usage(given, min(counts.cached_input if counts is not None else 0, given), output), source
 
 
-class Cost(NamedTuple):
+class Cost:
     """What has no price costs nothing until it has one; then, or where no prices are known here, it is not `known`."""
 
-    pico: int
-    known: bool
+    __slots__ = ("known", "pico")
+
+    def __init__(self, pico: int, known: bool) -> None:
+        self.pico = pico
+        self.known = known
 
     @property
     def usd(self) -> str:
@@ -71,40 +74,60 @@ class Cost(NamedTuple):
         return format_pico(self.pico) if self.known else ""
 
 
+def prices_at(route: Route, at_ms: int) -> Mapping[str, int]:
+    """`route.unit_prices(at_ms)`, found without a call where no change is in sight, as for nearly all routes."""
+    tariffs = route.tariffs
+    if len(tariffs) == 1 and tariffs[0].starts_ms <= at_ms:
+        return tariffs[0].unit_prices
+    return route.unit_prices(at_ms)
+
+
 def cost_of(usage: Usage, route: Route, at_ms: int) -> Cost:
     """The cost of a call that ended at an instant."""
-    prices = route.unit_prices(at_ms)
+    prices = prices_at(route, at_ms)
     fresh_price = prices.get("input")
-    # Spelled out, not looped over `billable()`: this is on the way of every call.
-    parts = (
-        (usage.input - usage.cached_input, fresh_price),
-        (usage.cached_input, prices.get("cached_input", fresh_price)),
-        (usage.output, prices.get("output")),
-        (-(-usage.audio_ms // 1000), prices.get("audio_second")),
-    )
+    given, cached, output, audio_ms = usage.input, usage.cached_input, usage.output, usage.audio_ms
     total, known = 0, bool(prices)
-    for quantity, price in parts:
-        if quantity:
-            if price is None:
-                known = False
-            else:
-                total += quantity * price
+    # Spelled out, not looped over `billable()`: this is on the way of every call.
+    if given > cached:
+        if fresh_price is None:
+            known = False
+        else:
+            total = (given - cached) * fresh_price
+    if cached:
+        price = prices.get("cached_input", fresh_price)
+        if price is None:
+            known = False
+        else:
+            total += cached * price
+    if output:
+        price = prices.get("output")
+        if price is None:
+            known = False
+        else:
+            total += output * price
+    if audio_ms:
+        price = prices.get("audio_second")
+        if price is None:
+            known = False
+        else:
+            total += -(-audio_ms // 1000) * price
     return Cost(total, known)
 
 
-def cost_lines(usage: Usage, cost: Cost) -> bytes:
+def cost_lines(usage: Usage, cost: Cost) -> str:
     """The counts and the cost of a plain answer, as lines of its head."""
-    if usage.audio_ms:
-        counts = b"x-farebox-audio-seconds: %d\r\n" % usage.billable()["audio_second"]
-    else:
-        counts = (
-            b"x-farebox-input-tokens: %d\r\nx-farebox-cached-input-tokens: %d\r\nx-farebox-output-tokens: %d\r\n"
-        ) % (usage.input, usage.cached_input, usage.output)
     usd = cost.usd
-    return b"%bx-farebox-cost-usd: %b\r\n" % (counts, usd.encode()) if usd else counts
+    told = f"x-farebox-cost-usd: {usd}\r\n" if usd else ""
+    if usage.audio_ms:
+        return f"x-farebox-audio-seconds: {usage.billable()['audio_second']}\r\n{told}"
+    return (
+        f"x-farebox-input-tokens: {usage.input}\r\nx-farebox-cached-input-tokens: {usage.cached_input}\r\n"
+        f"x-farebox-output-tokens: {usage.output}\r\n{told}"
+    )
 
 
-def headers_of(lines: bytes) -> list[Header]:
+def headers_of(lines: str) -> list[Header]:
     """The lines of a head as ASGI has them."""
-    pairs = [line.partition(b": ") for line in lines.splitlines()]
+    pairs = [line.partition(b": ") for line in lines.encode("latin-1").splitlines()]
     return [(name, value) for name, _, value in pairs]

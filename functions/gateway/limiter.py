@@ -14,18 +14,15 @@ from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
 from access.admission.model import (
     NEVER_MS,
-    AdmitRequest,
     Balance,
     Decision,
-    Figures,
-    Grant,
-    Outcome,
     Refusal,
     ScopePolicy,
     describe,
     seconds,
 )
 from access.admission.port import Admission, answered
+from access.admission.values import AdmitRequest, Figures, Grant, Outcome
 from core.changes import Change
 from core.clock import Clock
 from core.errors import FareboxError, PaymentRequired, RateLimited, Unavailable
@@ -321,21 +318,22 @@ def limit_headers(record: CallRecord) -> list[Header]:
     return headers_of(limit_lines(*record.figures))
 
 
-_REQUESTS = b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %b\r\n"
-_TOKENS = _REQUESTS.replace(b"-requests", b"-tokens")
-
-
-def limit_lines(requests: Figures | None, tokens: Figures | None) -> bytes:
+def limit_lines(requests: Figures | None, tokens: Figures | None) -> str:
     """OpenAI's headers as lines of a head: whole figures, and durations such as `6m0s`."""
-    lines = b""
+    lines = ""
     if requests is not None:
-        lines = _REQUESTS % (requests.limit, requests.remaining, _duration(requests.reset_ms))
+        lines = (
+            f"x-ratelimit-limit-requests: {requests.limit}\r\n"
+            f"x-ratelimit-remaining-requests: {requests.remaining}\r\n"
+            f"x-ratelimit-reset-requests: {_duration(requests.reset_ms)}\r\n"
+        )
     if tokens is not None:
-        lines += _TOKENS % (tokens.limit, tokens.remaining, _duration(tokens.reset_ms))
+        lines += (
+            f"x-ratelimit-limit-tokens: {tokens.limit}\r\nx-ratelimit-remaining-tokens: {tokens.remaining}\r\n"
+            f"x-ratelimit-reset-tokens: {_duration(tokens.reset_ms)}\r\n"
+        )
     return lines
 
 
-@lru_cache(maxsize=1024)
-def _duration(ms: int) -> bytes:
-    # Just after an admission a window resets in a whole minute, so nearly all calls ask for the same.
-    return seconds(ms).encode()
+# Just after an admission a window resets in a whole minute, so nearly all calls ask for the same.
+_duration = lru_cache(maxsize=1024)(seconds)

@@ -73,6 +73,7 @@ def _server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=fast_protocol(app),
+        ws="none",
         loop="none",
         lifespan="on",
         log_config=None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from access.admission.model import Figures, Grant
+from access.admission.values import Figures, Grant
 from access.model import Principal
 from core.errors import Timeout, UpstreamFailed
 from functions.gateway.balancing import Server
@@ -291,7 +291,7 @@ class CallRecord:
         if self.chunks is not None:
             self.chunks.transcript = None
 
-    def cost_lines(self) -> bytes:
+    def cost_lines(self) -> str:
         """For the head of a plain answer whose event is made: what it counted and cost."""
         return cost_lines(self.billed, self.cost())
 

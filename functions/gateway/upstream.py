@@ -215,11 +215,11 @@ def request_head(
 ) -> bytes:
     """The head of a request to a model server. UpstreamFailed: its key is not there."""
     key = _key_of(route) if route.upstream_key_env else ""
-    head = b"%bcontent-type: %b\r\nx-request-id: %b\r\ncontent-length: %d\r\n" % (
+    own = f"x-request-id: {attempt_id}\r\ncontent-length: {length}\r\n"  # text is put together faster than bytes
+    head = b"%bcontent-type: %b\r\n%b" % (
         _fixed_head(target.host_header, target.path_prefix, PATHS[operation], key),
         body_type,
-        attempt_id.encode(),
-        length,
+        own.encode("latin-1"),
     )
     if traceparent is not None or tracestate is not None:
         for name, value in ((b"traceparent", traceparent), (b"tracestate", tracestate)):

@@ -8,19 +8,17 @@ from typing import Any
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
 from access.admission.model import (
-    AdmitRequest,
     Balance,
     Budget,
     BudgetUse,
     Decision,
-    Grant,
     Limits,
-    Outcome,
     Refusal,
     ScopePolicy,
     window_start,
 )
 from access.admission.port import Admission, answered
+from access.admission.values import AdmitRequest, Grant, Outcome
 
 NOW = 1_760_000_000_000
 GATEWAY = "gateway-1"

@@ -14,7 +14,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from access.admission.model import DAY_MS, Decision, Grant, Limits, Refusal, ScopePolicy
+from access.admission.model import (
+    DAY_MS,
+    Decision,
+    Limits,
+    Refusal,
+    ScopePolicy,
+)
+from access.admission.values import Grant
 from tests.contract.admission_values import NOW, Driver, NaiveCall, NaiveModel, budget
 
 POLICIES = {

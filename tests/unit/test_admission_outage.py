@@ -1,8 +1,9 @@
 """Redis that cannot be reached, or that lost everything: closed by default, open where an organization chose so."""
 
 from access.admission.book import PolicyBook
-from access.admission.model import Grant, Limits, Outcome, Refusal, ScopePolicy, describe
+from access.admission.model import Limits, Refusal, ScopePolicy, describe
 from access.admission.redis_admission import RedisAdmission, connect
+from access.admission.values import Grant, Outcome
 from functions.gateway.limiter import refused
 from tests.contract.admission_values import NOW, budget, request
 

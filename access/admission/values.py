@@ -1,0 +1,88 @@
+"""What a call asks of admission and gets from it. Nobody changes these values.
+
+Plain classes, because these are compiled and every call makes them; what is rarer is in `model.py`.
+"""
+
+from typing import Any, Final
+
+
+class AdmitRequest:
+    """One call at the door. Estimates are the worst case; no cost (None): the model has no price."""
+
+    __slots__ = (
+        "endpoint_id",
+        "estimated_cost_pico",
+        "estimated_tokens",
+        "expires_ms",
+        "key_id",
+        "now_ms",
+        "online",
+        "org_id",
+        "project_id",
+        "request_id",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        org_id: str,
+        project_id: str,
+        key_id: str,
+        endpoint_id: str,
+        estimated_tokens: int,
+        estimated_cost_pico: int | None,
+        now_ms: int,
+        expires_ms: int,
+        online: bool = False,
+    ) -> None:
+        self.request_id: Final = request_id
+        self.org_id: Final = org_id
+        self.project_id: Final = project_id
+        self.key_id: Final = key_id
+        self.endpoint_id: Final = endpoint_id
+        self.estimated_tokens: Final = estimated_tokens
+        self.estimated_cost_pico: Final = estimated_cost_pico
+        self.now_ms: Final = now_ms
+        self.expires_ms: Final = expires_ms
+        self.online: Final = online  # of an online endpoint: another default limit
+
+
+class Figures:
+    """What the rate-limit headers say of requests, or of tokens: of the scope that is nearest to its limit."""
+
+    __slots__ = ("limit", "remaining", "reset_ms")
+
+    def __init__(self, limit: int, remaining: int, reset_ms: int) -> None:
+        self.limit: Final = limit
+        self.remaining: Final = remaining
+        self.reset_ms: Final = reset_ms  # until nothing of the limit is used, if nobody calls
+
+
+class Grant:
+    """The call may go on. `hold` is the implementation's own; give the grant back with `settle`."""
+
+    __slots__ = ("hold", "request", "requests", "tokens")
+
+    def __init__(
+        self,
+        request: AdmitRequest,
+        hold: Any,
+        requests: Figures | None = None,
+        tokens: Figures | None = None,
+    ) -> None:
+        self.request: Final = request
+        self.hold: Final = hold
+        self.requests: Final = requests
+        self.tokens: Final = tokens
+
+
+class Outcome:
+    """What a call came to. `sequence` is the number of its durable usage event, 0: there is none."""
+
+    __slots__ = ("cost_pico", "ended_ms", "sequence", "tokens")
+
+    def __init__(self, tokens: int, cost_pico: int, sequence: int, ended_ms: int) -> None:
+        self.tokens: Final = tokens
+        self.cost_pico: Final = cost_pico
+        self.sequence: Final = sequence
+        self.ended_ms: Final = ended_ms
