@@ -1,5 +1,7 @@
 # Farebox. `make` or `make help` lists the targets. Everything is set up by the targets themselves.
 SHELL := /bin/bash
+# Set, as some images have it, every start of every process would compile the sources again.
+unexport PYTHONDONTWRITEBYTECODE
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 VENV := .venv

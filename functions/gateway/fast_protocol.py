@@ -32,7 +32,7 @@ _HEAD_TIMEOUT_S = 30.0
 _MAX_HEAD_READ = (
     2 * MAX_HEADER_BYTES
 )  # of a head that does not end; a whole one may still be refused politely
-_NEVER: Final = math.inf
+_NEVER: Final[float] = math.inf
 _BY_URL = {path.encode(): (operation, "") for path, operation in OPERATIONS.items()}
 
 
@@ -105,7 +105,7 @@ class FastLaneProtocol:
         self._slow = slow
         self._slowly = False  # uvicorn has had a request of this connection
         self._loop: Any = slow.loop
-        self._keep_alive_s: float = slow.timeout_keep_alive
+        self._keep_alive_s = float(slow.timeout_keep_alive)
         self._transport: Any = None
         # uvicorn's own parser, which is set to be as lenient as uvicorn is; only it calls back to this object.
         self._parser: Any = httptools.HttpRequestParser(self)
