@@ -47,8 +47,9 @@ def pico_per_unit(usd_per_unit: object) -> int:
 def format_pico(amount_pico: int) -> str:
     """The exact amount in US dollars as a plain decimal text: no exponent, no trailing zeros."""
     sign = "-" if amount_pico < 0 else ""
-    whole, rest = divmod(abs(amount_pico), PICO_PER_USD)
-    fraction = f"{rest:012d}".rstrip("0")
+    amount = abs(amount_pico)
+    whole, rest = amount // PICO_PER_USD, amount % PICO_PER_USD
+    fraction = str(rest).zfill(12).rstrip("0")
     return f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}"
 
 

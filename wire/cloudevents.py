@@ -32,7 +32,7 @@ def encode_event(
     return _encoder.encode(
         Outgoing(
             "1.0", event_id, source, event_type, iso(time_ms), subject,
-            "application/json", subject, f"{sequence:020d}", data,
+            "application/json", subject, str(sequence).zfill(20), data,
         )
     )  # fmt: skip
 

@@ -34,6 +34,7 @@ __all__ = [
     "engine_error_status",
     "error_body",
     "estimate_input_tokens",
+    "finish_reason_of",
     "map_engine_error",
     "parse_answer",
     "parse_object",
@@ -268,8 +269,16 @@ def counts_of(usage: EngineUsage) -> TokenCounts:
 def _whole(count: int | float | None) -> int:
     if count is None:
         return 0
-    whole = int(count)
+    whole = count if isinstance(count, int) else int(count)
     return whole if whole > 0 else 0
+
+
+def finish_reason_of(answer: PlainAnswer) -> str:
+    """The first that any of its choices gives, "" when none does."""
+    for choice in answer.choices:
+        if choice.finish_reason:
+            return choice.finish_reason
+    return ""
 
 
 _plain = msgspec.json.Decoder(PlainAnswer)

@@ -61,13 +61,6 @@ class PlainAnswer(msgspec.Struct):
     choices: list[_Choice] = []
     usage: EngineUsage | None = None
 
-    @property
-    def finish_reason(self) -> str:
-        for choice in self.choices:
-            if choice.finish_reason:
-                return choice.finish_reason
-        return ""
-
     def estimate_output_tokens(self) -> int:
         """A token per four bytes of the answer's text."""
         size = 0

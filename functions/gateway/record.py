@@ -24,6 +24,7 @@ from wire.openai import (
     TokenCounts,
     counts_of,
     estimate_input_tokens,
+    finish_reason_of,
     map_engine_error,
     parse_answer,
     upstream_body,
@@ -152,7 +153,7 @@ class CallRecord:
         if answer is None:
             raise UpstreamFailed("The model server's answer could not be understood.")
         self.engine_id = str(answer.id or "")[:128]
-        self.finish_reason = answer.finish_reason
+        self.finish_reason = finish_reason_of(answer)
         self.counts = counts_of(answer.usage) if answer.usage is not None else None
         if self.operation != "embeddings" and (self.counts is None or not self.counts.output):
             said = self._transcript = transcript.of_answer(body)

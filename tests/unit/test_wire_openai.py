@@ -15,6 +15,7 @@ from wire.openai import (
     counts_of,
     error_body,
     estimate_input_tokens,
+    finish_reason_of,
     map_engine_error,
     parse_answer,
     parse_request,
@@ -105,7 +106,7 @@ def test_answers() -> None:
     assert answer is not None
     assert answer.usage is not None
     assert counts_of(answer.usage) == TokenCounts(5, 3, 2, 0)
-    assert (answer.finish_reason, answer.estimate_output_tokens()) == ("stop", 2)
+    assert (finish_reason_of(answer), answer.estimate_output_tokens()) == ("stop", 2)
     odd = parse_answer(json.dumps(body | {"choices": "strange"}).encode())
     assert odd is not None
     assert odd.usage is not None
