@@ -44,6 +44,8 @@ _M = TypeVar("_M")
 class LookupCache(Generic[_K, _H, _M]):
     """A bounded memory of loads: least recently used goes first, one load per key however many wait for it.
 
+    What was used is told apart once it is half full.
+
     Misses are kept apart, so that a flood of wrong names cannot push out the right ones.
     """
 
@@ -67,8 +69,11 @@ class LookupCache(Generic[_K, _H, _M]):
 
     def peek(self, key: _K) -> _H | None:
         """The remembered hit, None when there is none."""
-        hit = self._hits.pop(key, None)
-        if hit is not None:
+        hit = self._hits.get(key)
+        if (
+            hit is not None and len(self._hits) > self._max_hits // 2
+        ):  # before, nothing is about to be forgotten
+            del self._hits[key]
             self._hits[key] = hit  # now the youngest
         return hit
 

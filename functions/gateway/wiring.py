@@ -6,6 +6,7 @@ It is apart from `functions/wiring.py` so that the gateway process never imports
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
@@ -23,6 +24,7 @@ from functions.gateway.control import ControlClient
 from functions.gateway.dependencies import GatewayDependencies
 from functions.gateway.limiter import Limiting
 from functions.gateway.lookups import KeyAnswer, RouteName
+from functions.gateway.sharing import share_principal, share_route
 from functions.identity import TokenAccess, token_access
 from metering.journal import Journal
 from metering.store import recorded_sequences
@@ -77,7 +79,7 @@ def _limiting(settings: Settings, reads: "_Reads", journal: Journal) -> Limiting
         admission,
         book,
         GATEWAY_NAME,
-        lambda: journal.last_sequence,
+        partial(getattr, journal, "last_sequence"),
         reads,
         waits=bool(settings.redis_url),
     )
@@ -102,17 +104,19 @@ class _Reads:
     def find_principal(self, key_hash: str) -> KeyAnswer:
         now_ms = self._clock.now_ms()
         with self._db.read() as connection:
-            return principal_by_hash(connection, key_hash, now_ms) or key_status(connection, key_hash, now_ms)
+            principal = principal_by_hash(connection, key_hash, now_ms)
+            return share_principal(principal) if principal else key_status(connection, key_hash, now_ms)
 
     def resolve_route(self, name: RouteName) -> Route | None:
         with self._db.read() as connection:
-            return resolve(
+            route = resolve(
                 connection,
                 name.model,
                 project_id=name.project_id or None,
                 endpoint_id=name.endpoint_id or None,
                 endpoint_name=name.endpoint_name or None,
             )
+        return None if route is None else share_route(route)
 
     def list_routes(self, name: RouteName) -> list[Route]:
         with self._db.read() as connection:
