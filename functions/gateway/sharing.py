@@ -6,12 +6,15 @@ would come with texts and prices of its own, and every call would read them from
 
 from dataclasses import replace
 from sys import intern
+from typing import TypeVar
 
 from access.model import Principal
 from serving.model import Route, Tariff
 
-_MAX_TARIFFS = 256
+_T = TypeVar("_T")
+_MAX_SHARED = 256
 _tariffs: dict[tuple[Tariff, ...], tuple[Tariff, ...]] = {}
+_urls: dict[tuple[str, ...], tuple[str, ...]] = {}
 
 
 def share_principal(principal: Principal) -> Principal:
@@ -34,12 +37,12 @@ def share_route(route: Route) -> Route:
         task=intern(route.task),
         deployment_id=intern(route.deployment_id),
         served_model=intern(route.served_model),
-        urls=tuple([intern(url) for url in route.urls]),
-        tariffs=_shared(route.tariffs),
+        urls=_shared(_urls, route.urls),
+        tariffs=_shared(_tariffs, route.tariffs),
     )
 
 
-def _shared(tariffs: tuple[Tariff, ...]) -> tuple[Tariff, ...]:
-    if len(_tariffs) >= _MAX_TARIFFS:
-        _tariffs.clear()
-    return _tariffs.setdefault(tariffs, tariffs)
+def _shared(known: dict[_T, _T], value: _T) -> _T:
+    if len(known) >= _MAX_SHARED:
+        known.clear()
+    return known.setdefault(value, value)
