@@ -59,9 +59,7 @@ class Bars:
             self._console.print(text, markup=False)
 
 
-def ensure_engine_and_model(
-    console: Console, settings: Settings, *, training_steps: int | None = None
-) -> None:
+def ensure_engine_and_model(console: Console, settings: Settings) -> None:
     """Install the engine that fits this machine and build the sample model, as far as they are not there."""
     prepare_home(settings)
     kind = install.detect_kind()
@@ -76,7 +74,7 @@ def ensure_engine_and_model(
     with Bars(console) as bars:
         python = install.install(kind, settings.engines_path, progress=bars)
         if not sample.is_built(settings.models_path):
-            sample.build(python, settings.models_path, bars, steps=training_steps)
+            sample.build(python, settings.models_path, bars)
 
 
 @dataclass(frozen=True, slots=True)

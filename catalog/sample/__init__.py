@@ -44,25 +44,17 @@ def is_built(models_dir: Path) -> bool:
         return False
 
 
-def build(
-    engine_python: Path,
-    models_dir: Path,
-    progress: Callable[[str, int, int], None],
-    *,
-    steps: int | None = None,
-) -> Path:
+def build(engine_python: Path, models_dir: Path, progress: Callable[[str, int, int], None]) -> Path:
     """Builds the model unless it is built; returns its directory. About a minute on two cores.
 
-    `progress(step, done, total)` is called as the steps `tokenizer`, `train` and `write` go on. `steps`: of the
-    training, None for as many as a good one takes. Raises SampleBuildError; then nothing half-made is left.
+    `progress(step, done, total)` is called as the steps `tokenizer`, `train` and `write` go on. Raises
+    SampleBuildError; then nothing half-made is left.
     """
     folder = sample_model_dir(models_dir)
     if is_built(models_dir):
         return folder
     # -B: the folder of the sources may not be ours to write to.
     command = [str(engine_python), "-B", str(_HERE / "build.py"), "--out", str(folder), "--seed", str(SEED)]
-    if steps is not None:
-        command += ["--steps", str(steps)]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         try:
             models_dir.mkdir(parents=True, exist_ok=True)
