@@ -1,6 +1,5 @@
 """One frame of a journal segment, as bytes: apart from `segment.py`, because every usage event runs through here.
 
-
 A frame is `length u32 | crc32 u32 | seq u64 | kind u8 | payload`, little-endian; the checksum covers all but itself.
 """
 

@@ -87,32 +87,20 @@ def cost_of(usage: Usage, route: Route, at_ms: int) -> Cost:
     prices = prices_at(route, at_ms)
     fresh_price = prices.get("input")
     given, cached, output, audio_ms = usage.input, usage.cached_input, usage.output, usage.audio_ms
-    total, known = 0, bool(prices)
     # Spelled out, not looped over `billable()`: this is on the way of every call.
-    if given > cached:
-        if fresh_price is None:
-            known = False
-        else:
-            total = (given - cached) * fresh_price
-    if cached:
-        price = prices.get("cached_input", fresh_price)
-        if price is None:
-            known = False
-        else:
-            total += cached * price
-    if output:
-        price = prices.get("output")
-        if price is None:
-            known = False
-        else:
-            total += output * price
-    if audio_ms:
-        price = prices.get("audio_second")
-        if price is None:
-            known = False
-        else:
-            total += -(-audio_ms // 1000) * price
-    return Cost(total, known)
+    fresh = _part(given - cached, fresh_price)
+    again = _part(cached, prices.get("cached_input", fresh_price))
+    answer = _part(output, prices.get("output"))
+    audio = _part(-(-audio_ms // 1000), prices.get("audio_second"))
+    known = bool(prices) and fresh >= 0 and again >= 0 and answer >= 0 and audio >= 0
+    return Cost(max(fresh, 0) + max(again, 0) + max(answer, 0) + max(audio, 0), known)
+
+
+def _part(quantity: int, price: int | None) -> int:
+    """What so much of one kind costs; -1: it has no price."""
+    if quantity <= 0:
+        return 0
+    return -1 if price is None else quantity * price
 
 
 def cost_lines(usage: Usage, cost: Cost) -> str:
