@@ -5,7 +5,10 @@ Plain classes, because these are compiled and every call makes them; what is rar
 
 from typing import Any, Final
 
+from mypy_extensions import mypyc_attr
 
+
+@mypyc_attr(acyclic=True)
 class AdmitRequest:
     """One call at the door. Estimates are the worst case; no cost (None): the model has no price."""
 
@@ -47,6 +50,7 @@ class AdmitRequest:
         self.online: Final = online  # of an online endpoint: another default limit
 
 
+@mypyc_attr(acyclic=True)
 class Figures:
     """What the rate-limit headers say of requests, or of tokens: of the scope that is nearest to its limit."""
 
@@ -58,6 +62,7 @@ class Figures:
         self.reset_ms: Final = reset_ms  # until nothing of the limit is used, if nobody calls
 
 
+@mypyc_attr(acyclic=True)
 class Grant:
     """The call may go on. `hold` is the implementation's own; give the grant back with `settle`."""
 
@@ -76,6 +81,7 @@ class Grant:
         self.tokens: Final = tokens
 
 
+@mypyc_attr(acyclic=True)
 class Outcome:
     """What a call came to. `sequence` is the number of its durable usage event, 0: there is none."""
 

@@ -17,6 +17,8 @@ from core import compiled
 MODULES = (
     "access.admission.book",
     "access.admission.memory",
+    "access.admission.purse",
+    "access.admission.scope",
     "access.admission.values",
     "core.clock",
     "core.ids",

@@ -144,6 +144,19 @@ def test_a_clock_set_back_delays_nobody_for_longer_than_a_window(admission: Driv
     granted(admission.admit("c", back + 60_000))
 
 
+def test_a_key_is_held_to_the_limits_of_each_endpoint_that_it_calls(admission: Driver) -> None:
+    admission.policies(
+        ScopePolicy("key", "key_1", Limits(requests_per_minute=4)),
+        ScopePolicy("endpoint", "ep_2", Limits(requests_per_minute=1)),
+    )
+    granted(admission.admit("a", NOW, endpoint="ep_1"))
+    granted(admission.admit("b", NOW, endpoint="ep_2"))
+    granted(admission.admit("c", NOW, endpoint="ep_1"))
+    assert refused(admission.admit("d", NOW, endpoint="ep_2")).scope_id == "ep_2"
+    granted(admission.admit("e", NOW, endpoint="ep_3"))
+    assert refused(admission.admit("f", NOW, endpoint="ep_1")).scope_id == "key_1"
+
+
 # --- holds ------------------------------------------------------------------------------------------
 
 

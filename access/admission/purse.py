@@ -1,0 +1,122 @@
+"""What admission in one process knows of one budget.
+
+Compiled, and small: with many keys a call waits for each line of memory that it alone needs.
+"""
+
+from mypy_extensions import mypyc_attr
+
+from access.admission.model import Balance, Budget, window_end, window_start
+
+UNLIMITED = 1 << 62
+_MAX_UNCONFIRMED = 10_000  # commits of the journal, not calls
+_UNOPENED = 1  # as the end of a window: so that the first look opens one
+
+
+@mypyc_attr(acyclic=True)
+class Purse:
+    """One budget: what is on record, what this gateway settled beyond that, what calls in flight hold."""
+
+    __slots__ = (
+        "budget",
+        "ceiling_pico",
+        "earlier",
+        "end_ms",
+        "held",
+        "latest",
+        "latest_pico",
+        "recorded",
+        "through",
+        "unrecorded",
+        "version",
+        "window_ms",
+    )
+
+    def __init__(self, budget: Budget) -> None:
+        self.apply(budget)
+        self.window_ms = 0
+        self.end_ms = _UNOPENED
+        self.recorded = 0
+        self.unrecorded = 0
+        self.held = 0  # of no window: a call ends, and costs, in whichever window that is
+        self.through = 0
+        self.version = -1
+        # What of `unrecorded` came with which event number; calls of one commit share it.
+        self.latest = 0
+        self.latest_pico = 0
+        self.earlier: dict[int, int] | None = (
+            None  # as a rule there is none: a key seldom ends two calls a second
+        )
+
+    def apply(self, budget: Budget) -> None:
+        """Another amount from now on; what was spent stays."""
+        self.budget = budget
+        self.ceiling_pico = budget.amount_pico if budget.hard else UNLIMITED
+
+    def covers(self, now_ms: int, cost_pico: int | None) -> bool:
+        """Whether a call of that cost fits; None, which cannot be known, fits only where nothing is refused."""
+        if now_ms >= self.end_ms:
+            self.roll(now_ms)
+        if cost_pico is None:
+            return not self.budget.hard
+        return self.recorded + self.unrecorded + self.held + cost_pico <= self.ceiling_pico
+
+    def roll(self, now_ms: int) -> None:
+        """Open the window that holds the instant, unless a later one is open already."""
+        if now_ms >= self.end_ms:
+            self._open(window_start(self.budget.window, now_ms))
+
+    def _open(self, window_ms: int) -> None:
+        self.window_ms = window_ms
+        self.end_ms = window_end(self.budget.window, window_ms) or UNLIMITED
+        self.recorded = self.unrecorded = self.latest_pico = 0
+        self.version = -1
+        self.earlier = None
+
+    @property
+    def resets_ms(self) -> int:
+        """When the window ends, 0: never."""
+        return 0 if self.end_ms == UNLIMITED else self.end_ms
+
+    def spent(self) -> int:
+        return self.recorded + self.unrecorded
+
+    def charge(self, cost_pico: int, sequence: int, ended_ms: int) -> None:
+        """Count a settled call, unless the record has it already or its window is over."""
+        if ended_ms >= self.end_ms:
+            self.roll(ended_ms)
+        if ended_ms < self.window_ms or sequence <= self.through:
+            return
+        self.unrecorded += cost_pico
+        if sequence != self.latest:
+            if self.latest_pico:
+                self._set_aside()
+            self.latest = sequence
+        self.latest_pico += cost_pico
+
+    def _set_aside(self) -> None:
+        earlier, sequence, cost_pico = self.earlier, self.latest, self.latest_pico
+        if earlier is None:
+            earlier = self.earlier = {}
+        elif len(earlier) >= _MAX_UNCONFIRMED:
+            # The record has not moved for long. Two become one that is confirmed with the later of them.
+            other, cost = earlier.popitem()
+            sequence, cost_pico = max(sequence, other), cost_pico + cost
+        earlier[sequence] = earlier.get(sequence, 0) + cost_pico
+        self.latest_pico = 0
+
+    def record(self, balance: Balance, through: int) -> None:
+        """Take over what is on record; what of ours it includes is not counted twice."""
+        if balance.window_ms > self.window_ms or self.end_ms == _UNOPENED:
+            self._open(balance.window_ms)
+        if balance.window_ms < self.window_ms or balance.version <= self.version:
+            return
+        self.recorded, self.version, self.through = balance.spent_pico, balance.version, through
+        if self.latest <= through:
+            self.unrecorded -= self.latest_pico
+            self.latest_pico = 0
+        earlier = self.earlier
+        if earlier is not None:
+            for sequence in [each for each in earlier if each <= through]:
+                self.unrecorded -= earlier.pop(sequence)
+            if not earlier:
+                self.earlier = None
