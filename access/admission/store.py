@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
 from access.admission.model import (
     BUDGET_SCOPES,
@@ -268,35 +268,47 @@ def charge(
 
     `on_crossed` is told of each alert that spending crosses, once in a window.
     """
-    scope_ids = {scope for each in charges for scope in (each.key_id, each.project_id, each.org_id) if scope}
-    moved = 0
-    for found in _locked(connection, sorted(scope_ids)):
-        after = _charged(found, charges)
+    by_scope: dict[str, list[Charge]] = {}
+    for each in charges:
+        for scope_id in {each.key_id, each.project_id, each.org_id}:
+            if scope_id and each.amount_pico:
+                by_scope.setdefault(scope_id, []).append(each)
+    changed = []
+    for found in _locked(connection, sorted(by_scope)):
+        after = _charged(found, by_scope[found.budget.scope_id])
         if after != found:
-            moved += 1
-            connection.execute(
-                update(budgets)
-                .where(budgets.c.id == found.budget.id)
-                .values(
-                    window_ms=after.window_ms,
-                    spent_pico=after.spent_pico,
-                    version=max(found.version + 1, now_ms),
-                    alerted_percent=max(after.alerted_percent, after.passed()),
-                )
-            )
-            if on_crossed is not None:
-                for percent in sorted(after.alerts):
-                    if after.alerted_percent < percent <= after.passed():
-                        on_crossed(after, percent)
-    return moved
+            changed.append((found, after))
+    if changed:
+        # All in one go: with many keys there are as many budgets as calls.
+        connection.execute(_MOVE_BUDGET, [_moved(found, after, now_ms) for found, after in changed])
+    if on_crossed is not None:
+        for _, after in changed:
+            for percent in sorted(after.alerts):
+                if after.alerted_percent < percent <= after.passed():
+                    on_crossed(after, percent)
+    return len(changed)
+
+
+_MOVE_BUDGET = update(budgets).where(
+    budgets.c.id == bindparam("budget_id")
+)  # what is set comes with the rows
+
+
+def _moved(found: StoredBudget, after: StoredBudget, now_ms: int) -> dict[str, object]:
+    return {
+        "budget_id": found.budget.id,
+        "window_ms": after.window_ms,
+        "spent_pico": after.spent_pico,
+        "version": max(found.version + 1, now_ms),
+        "alerted_percent": max(after.alerted_percent, after.passed()),
+    }
 
 
 def _charged(stored: StoredBudget, charges: Iterable[Charge]) -> StoredBudget:
+    """The budget after charges to its own scope."""
     budget, window_ms, spent_pico = stored.budget, stored.window_ms, stored.spent_pico
     alerted = stored.alerted_percent
     for each in charges:
-        if budget.scope_id not in (each.key_id, each.project_id, each.org_id) or not each.amount_pico:
-            continue
         of_charge = window_start(budget.window, each.at_ms)
         if of_charge > window_ms:
             window_ms, spent_pico, alerted = of_charge, 0, 0

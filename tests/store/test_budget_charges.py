@@ -1,0 +1,90 @@
+"""Charging budgets in SQL: each call to the budgets of its own scopes, all of a batch in a few statements."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, event
+
+from access.admission.model import BudgetScope, BudgetWindow
+from access.admission.store import Charge, StoredBudget, charge, create_budget, list_budgets
+from core.database import Database
+
+NOW = 1_760_000_000_000
+DAY = 86_400_000
+
+
+def _budget(
+    connection: Connection, scope: BudgetScope, scope_id: str, amount: int, window: BudgetWindow = "day"
+) -> str:
+    made = create_budget(
+        connection,
+        scope=scope,
+        scope_id=scope_id,
+        org_id="org_1",
+        amount_pico=amount,
+        window=window,
+        hard=True,
+        spent_pico=0,
+        now_ms=NOW,
+    )
+    return made.budget.id
+
+
+@contextmanager
+def _statements(db: Database) -> Iterator[list[str]]:
+    seen: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        seen.append(arguments[2])
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)
+
+
+def test_each_call_is_charged_to_its_key_project_and_organization_and_to_nobody_else(db: Database) -> None:
+    with db.begin() as connection:
+        for number in range(50):
+            _budget(connection, "key", f"key_{number}", 1000)
+        _budget(connection, "project", "proj_1", 10_000)
+        _budget(connection, "organization", "org_1", 10_000)
+        _budget(connection, "organization", "org_2", 10_000)
+        calls = [Charge(NOW, "org_1", "proj_1", f"key_{number}", number) for number in range(50)]
+        assert charge(connection, [*calls, Charge(NOW, "org_1", "proj_1", "key_7", 100)], NOW) == 51
+        stored = {each.budget.scope_id: each.spent_pico for each in list_budgets(connection, limit=100)}
+    everything = sum(range(50)) + 100
+    assert stored == {f"key_{number}": number for number in range(50)} | {
+        "key_7": 107, "proj_1": everything, "org_1": everything, "org_2": 0,
+    }  # fmt: skip
+
+
+def test_a_new_window_starts_at_nothing_and_each_alert_is_told_once(db: Database) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def crossed(budget: StoredBudget, percent: int) -> None:
+        told.append((budget.budget.scope_id, percent, budget.spent_pico))
+
+    with db.begin() as connection:
+        _budget(connection, "key", "key_1", 100)
+        _budget(connection, "key", "key_2", 100)
+        assert charge(connection, [Charge(NOW, "org_1", "p", "key_1", 60)], NOW, crossed) == 1
+        assert charge(connection, [Charge(NOW, "org_1", "p", "key_1", 50)], NOW + 1, crossed) == 1
+        late = Charge(NOW, "org_1", "p", "key_1", 40)
+        assert charge(connection, [Charge(NOW + DAY, "org_1", "p", "key_1", 5), late], NOW + 2, crossed) == 1
+        assert charge(connection, [late], NOW + 3, crossed) == 0, "its day is over"
+        stored = {each.budget.scope_id: each for each in list_budgets(connection)}
+    assert (stored["key_1"].spent_pico, stored["key_2"].spent_pico) == (5, 0)
+    assert [(scope, percent) for scope, percent, _ in told] == [("key_1", 50), ("key_1", 80), ("key_1", 100)]
+
+
+def test_a_batch_takes_a_few_statements_however_many_keys_it_is_of(db: Database) -> None:
+    with db.begin() as connection:
+        for number in range(300):
+            _budget(connection, "key", f"key_{number}", 1000)
+    with db.begin() as connection, _statements(db) as seen:
+        charges = [Charge(NOW, "org_1", "proj_1", f"key_{number % 300}", 1) for number in range(900)]
+        assert charge(connection, charges, NOW) == 300
+    assert len(seen) <= 4, seen
