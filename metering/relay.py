@@ -41,6 +41,7 @@ class _Batch:
     records: list[Record]
     cursor: Cursor
     new_epoch: bool
+    more: bool  # there are further ones
 
 
 class _Intake:
@@ -141,26 +142,30 @@ class Relay:
     def run_once(self) -> int:
         """Take in one batch of each journal; returns how many records. Cheap when there is nothing new."""
         with self._lock:
-            return sum(max(0, taken) for taken in self._pass())
+            return sum(taken for taken, _ in self._pass())
 
     def catch_up(self) -> int:
-        """`run_once` until nothing is left of what was durable when it began."""
-        total = 0
-        while True:
-            with self._lock:
-                taken = self._pass()
-            total += sum(max(0, count) for count in taken)
-            if all(count < 0 for count in taken):
-                return total
+        """`run_once` until nothing is left of what was durable when it began.
 
-    def _pass(self) -> list[int]:
-        """Per gateway: records taken, -1 when there was nothing to do."""
+        Not of what came meanwhile: under load that would be batch after batch of a few events, at the price of
+        a transaction each.
+        """
+        total, more = 0, True
+        while more:
+            with self._lock:
+                passed = self._pass()
+            total += sum(taken for taken, _ in passed)
+            more = any(left for _, left in passed)
+        return total
+
+    def _pass(self) -> list[tuple[int, bool]]:
+        """Per gateway: records taken, and whether there are more."""
         journals: dict[str, list[SegmentId]] = {}
         for found in segment.list_segments(self._directory):
             journals.setdefault(found.gateway, []).append(found)
         return [self._relay(gateway, segments) for gateway, segments in journals.items()]
 
-    def _relay(self, gateway: str, segments: list[SegmentId]) -> int:
+    def _relay(self, gateway: str, segments: list[SegmentId]) -> tuple[int, bool]:
         if gateway not in self._cursors:
             with self._db.read() as conn:
                 self._cursors[gateway] = store.read_cursor(conn, gateway)
@@ -173,7 +178,7 @@ class Relay:
         batch = self._read(cursor, segments)
         if batch is None:
             self._delete_consumed(cursor, segments)
-            return -1
+            return 0, False
         try:
             raised = self._write(stored, batch)
         except BaseException:
@@ -181,17 +186,22 @@ class Relay:
             raise
         for alarm in raised:
             self._on_alarm(alarm)
-        return sum(record.kind != segment.HEADER for record in batch.records)
+        if gateway not in self._cursors:  # another relay was faster; look again
+            return 0, True
+        if not batch.more:
+            self._delete_consumed(batch.cursor, segments)
+        return sum(record.kind != segment.HEADER for record in batch.records), batch.more
 
     def _read(self, cursor: Cursor, segments: list[SegmentId]) -> _Batch | None:
         """The next records, of one epoch at most. None: there is nothing new."""
         left = [s for s in segments if (s.epoch, s.index) >= (cursor.epoch, cursor.segment)]
         records: list[Record] = []
-        size = 0
+        size, more = 0, False
         at = cursor
         for i, current in enumerate(left):
             if (current.epoch, current.index) != (at.epoch, at.segment):
                 if records and current.epoch != at.epoch:
+                    more = True
                     break
                 at = replace(at, epoch=current.epoch, segment=current.index, position=0)
             path = self._directory / current.file_name
@@ -206,10 +216,11 @@ class Relay:
                         _log.info("torn tail of a journal segment", extra={"segment": current.file_name})
                     break
             if len(records) >= MAX_RECORDS or size >= MAX_BYTES:
+                more = True
                 break
         if not records and at == cursor:
             return None
-        return _Batch(records, at, at.epoch != cursor.epoch)
+        return _Batch(records, at, at.epoch != cursor.epoch, more)
 
     def _write(self, stored: Cursor, batch: _Batch) -> list[Alarm]:
         gateway = batch.cursor.gateway
@@ -224,7 +235,7 @@ class Relay:
         now_ms = self._clock.now_ms()
         with self._db.begin() as conn:
             if store.lock_cursor(conn, gateway) != stored:
-                self._cursors.pop(gateway, None)  # another relay was faster; look again next time
+                self._cursors.pop(gateway, None)  # another relay was faster
                 return []
             if batch.new_epoch and self._open[gateway]:
                 self._insert(conn, _settled(conn, intake, batch.cursor.epoch), now_ms)

@@ -1,6 +1,7 @@
 """From the journal to usage rows: each event once, whatever happens in between."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,29 @@ async def test_events_are_taken_in_while_the_gateway_runs(bench: Bench) -> None:
         assert bench.relay.run_once() == 1
     await journal.close()
     assert bench.ids() == ["req_0", "req_1", "req_2"]
+
+
+async def test_catching_up_ends_though_events_keep_coming(bench: Bench) -> None:
+    """Else a busy gateway's events would be taken in a few at a time, and who waits for the end would wait for ever."""
+    lives = 0
+
+    def one_more(*_: object) -> None:
+        nonlocal lives
+        lives += 1
+        if lives < 50:  # a relay that goes on and on fails here instead of hanging
+            asyncio.run(bench.write(event(f"late_{lives}")))
+
+    def in_a_loop_of_its_own(*arguments: object) -> None:
+        thread = threading.Thread(target=one_more, args=arguments)
+        thread.start()
+        thread.join()
+
+    await bench.write(event("req_1"))
+    relay = Relay(bench.directory, bench.db, bench.clock, bench.alarms.append, in_a_loop_of_its_own)
+    assert relay.catch_up() == 1
+    assert (bench.ids(), lives) == (["req_1"], 1)
+    assert relay.catch_up() == 1
+    assert (bench.ids(), lives) == (["req_1", "late_1"], 2)
 
 
 async def test_many_segments_and_batches_over_several_lives(bench: Bench) -> None:
