@@ -5,7 +5,7 @@ In the change feed a policy's kind is `limit` and its ref the scope's id; a bala
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
@@ -18,6 +18,7 @@ from access.admission.model import (
     Limits,
     ScopeKind,
     ScopePolicy,
+    window_end,
     window_start,
 )
 from access.tables import budgets, limits
@@ -73,8 +74,7 @@ class StoredBudget:
         return self.spent_pico if self.window_ms == window_start(self.budget.window, now_ms) else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """Money that was spent. The key is "" for what no key caused."""
 
     at_ms: int
@@ -306,13 +306,13 @@ def _moved(found: StoredBudget, after: StoredBudget, now_ms: int) -> dict[str, o
 
 def _charged(stored: StoredBudget, charges: Iterable[Charge]) -> StoredBudget:
     """The budget after charges to its own scope."""
-    budget, window_ms, spent_pico = stored.budget, stored.window_ms, stored.spent_pico
-    alerted = stored.alerted_percent
+    window, window_ms, spent_pico = stored.budget.window, stored.window_ms, stored.spent_pico
+    alerted, end_ms = stored.alerted_percent, window_end(window, window_ms)  # 0: never
     for each in charges:
-        of_charge = window_start(budget.window, each.at_ms)
-        if of_charge > window_ms:
-            window_ms, spent_pico, alerted = of_charge, 0, 0
-        if of_charge == window_ms:
+        if end_ms and each.at_ms >= end_ms:
+            window_ms, spent_pico, alerted = window_start(window, each.at_ms), 0, 0
+            end_ms = window_end(window, window_ms)
+        if each.at_ms >= window_ms:
             # A correction may lower what was charged before this budget began to count.
             spent_pico = max(0, spent_pico + each.amount_pico)
     return replace(stored, window_ms=window_ms, spent_pico=spent_pico, alerted_percent=alerted)

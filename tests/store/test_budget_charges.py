@@ -80,6 +80,31 @@ def test_a_new_window_starts_at_nothing_and_each_alert_is_told_once(db: Database
     assert [(scope, percent) for scope, percent, _ in told] == [("key_1", 50), ("key_1", 80), ("key_1", 100)]
 
 
+def test_each_kind_of_window_counts_what_ended_in_it(db: Database) -> None:
+    """From 9 October 2025 on: a month is over in November, a total never is."""
+    november = 1_761_955_200_000
+    instants = [NOW, NOW + DAY, NOW, november - 1, november, november - 1, november + DAY]
+    windows: tuple[BudgetWindow, ...] = ("day", "month", "total")
+    with db.begin() as connection:
+        for window in windows:
+            _budget(connection, "key", f"key_{window}", 10_000, window)
+        for batches in ([instants[:3]], [instants[3:5], instants[5:]]):
+            for batch in batches:
+                calls = [
+                    Charge(at_ms, "org_1", "p", f"key_{window}", 10 + instants.index(at_ms))
+                    for at_ms in batch
+                    for window in windows
+                ]
+                charge(connection, calls, NOW)
+        stored = {each.budget.window: each for each in list_budgets(connection)}
+    assert {window: each.spent_pico for window, each in stored.items()} == {
+        "day": 16,
+        "month": 14 + 16,
+        "total": 10 + 11 + 10 + 13 + 14 + 13 + 16,
+    }
+    assert stored["day"].window_ms == november + DAY and stored["month"].window_ms == november
+
+
 def test_a_batch_takes_a_few_statements_however_many_keys_it_is_of(db: Database) -> None:
     with db.begin() as connection:
         for number in range(300):
