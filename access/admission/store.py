@@ -270,9 +270,9 @@ def charge(
     """
     by_scope: dict[str, list[Charge]] = {}
     for each in charges:
-        for scope_id in {each.key_id, each.project_id, each.org_id}:
-            if scope_id and each.amount_pico:
-                by_scope.setdefault(scope_id, []).append(each)
+        scope_ids = {each.key_id, each.project_id, each.org_id} - {""}
+        for scope_id in scope_ids if each.amount_pico else ():
+            by_scope.setdefault(scope_id, []).append(each)
     changed = []
     for found in _locked(connection, sorted(by_scope)):
         after = _charged(found, by_scope[found.budget.scope_id])
@@ -289,9 +289,8 @@ def charge(
     return len(changed)
 
 
-_MOVE_BUDGET = update(budgets).where(
-    budgets.c.id == bindparam("budget_id")
-)  # what is set comes with the rows
+# What is set comes with the rows.
+_MOVE_BUDGET = update(budgets).where(budgets.c.id == bindparam("budget_id"))
 
 
 def _moved(found: StoredBudget, after: StoredBudget, now_ms: int) -> dict[str, object]:
