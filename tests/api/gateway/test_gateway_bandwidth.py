@@ -42,15 +42,16 @@ def test_who_is_over_it_waits(tmp_path: Path, engine: MockEngine, blue: MockScor
     with RunningGateway(tmp_path, engine.url, online_bandwidth_bytes_per_s=RATE) as gateway:
         serve(gateway, deployment(blue, "blue", timeout_ms=500), traffic="blue=100")
         began, told = time.monotonic(), 0
-        first = score(gateway, b"x" * 10_000)
+        first = score(gateway, b"x" * 20_000)
         assert REQUEST not in first.headers and RESPONSE not in first.headers
         for _ in range(4):
-            answer = score(gateway, b"x" * 10_000)
+            answer = score(gateway, b"x" * 20_000)
             assert answer.status_code == 200, "the wait is not the script's time"
             told += int(answer.headers.get(REQUEST, 0)) + int(answer.headers.get(RESPONSE, 0))
         took = time.monotonic() - began
-        assert took >= 50_000 / RATE - 1.0 - 0.1
-        assert told / 1000 <= took + 0.1 and told >= 200
+        assert took >= 100_000 / RATE - BURST_S - 0.1
+        assert told / 1000 <= took + 0.1
+        assert told >= 500, "1.5 s were due, less what the calls themselves took"
         blue.body = b"y" * 30_000
         assert int(score(gateway, b"").headers[RESPONSE]) > 0
         blue.status = 500
