@@ -4,16 +4,17 @@ import hashlib
 import re
 import secrets
 from dataclasses import dataclass
+from typing import Final
 
 from access.model import KeyKind
 
-_RANDOM_BYTES = 33  # 264 bits, 44 characters without padding
-_PREFIXES: dict[KeyKind, str] = {"admin": "fbx_admin_", "project": "fbx_sk_", "endpoint": "fbx_ep_"}
-_KEY = re.compile(r"fbx_(?:admin|sk|ep)_[A-Za-z0-9_-]{44}")
-_HINT_TAIL = 4
+_RANDOM_BYTES: Final = 33  # 264 bits, 44 characters without padding
+_PREFIXES: Final[dict[KeyKind, str]] = {"admin": "fbx_admin_", "project": "fbx_sk_", "endpoint": "fbx_ep_"}
+_KEY: Final = re.compile(r"fbx_(?:admin|sk|ep)_[A-Za-z0-9_-]{44}")
+_HINT_TAIL: Final = 4
 
-MAX_KEY_LENGTH = 256  # of what a caller may present; longer is refused before it is hashed
-MAX_TOKEN_LENGTH = 16 * 1024  # of an identity provider's token
+MAX_KEY_LENGTH: Final = 256  # of what a caller may present; longer is refused before it is hashed
+MAX_TOKEN_LENGTH: Final = 16 * 1024  # of an identity provider's token
 
 
 @dataclass(frozen=True, slots=True)

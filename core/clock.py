@@ -3,9 +3,9 @@
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Protocol
+from typing import Final, Protocol
 
-MINUTE_MS = 60_000
+MINUTE_MS: Final = 60_000
 
 
 class Clock(Protocol):
@@ -60,7 +60,7 @@ def iso(ms: int) -> str:
     return _iso_second(ms // 1000) + _ENDS[ms % 1000]
 
 
-_ENDS = [f".{ms:03d}Z" for ms in range(1000)]
+_ENDS: Final = [f".{ms:03d}Z" for ms in range(1000)]
 
 
 @lru_cache(maxsize=64)  # times near each other are written again and again

@@ -3,10 +3,11 @@
 import os
 import time
 from functools import lru_cache
+from typing import Final
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base 32: no i, l, o, u
+_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base 32: no i, l, o, u
 # Five bits of a random byte, and the letter for them: translating is far cheaper than arithmetic.
-_LETTERS = bytes(ord(_ALPHABET[byte & 31]) for byte in range(256))
+_LETTERS: Final = bytes(ord(_ALPHABET[byte & 31]) for byte in range(256))
 
 
 def new_id(prefix: str, now_ms: int | None = None) -> str:
@@ -15,8 +16,8 @@ def new_id(prefix: str, now_ms: int | None = None) -> str:
     return f"{prefix}_{_time_part(at_ms)}{_random_part()}"
 
 
-_random: list[str] = []
-_RANDOM_AT_ONCE = 64  # the kernel is asked once for so many ids
+_random: Final[list[str]] = []
+_RANDOM_AT_ONCE: Final = 64  # the kernel is asked once for so many ids
 os.register_at_fork(after_in_child=_random.clear)  # or the child would make its parent's ids
 
 

@@ -7,12 +7,13 @@ exactly one pico-dollar per token, so every amount is an integer until an invoic
 import re
 from collections.abc import Sequence
 from decimal import Decimal, localcontext
+from typing import Final
 
-PICO_PER_USD = 10**12
-PICO_PER_CENT = 10**10
-TOKENS_PER_PRICE = 1_000_000
+PICO_PER_USD: Final = 10**12
+PICO_PER_CENT: Final = 10**10
+TOKENS_PER_PRICE: Final = 1_000_000
 
-_DECIMAL = re.compile(r"(0|[1-9][0-9]{0,8})(\.[0-9]+)?")
+_DECIMAL: Final = re.compile(r"(0|[1-9][0-9]{0,8})(\.[0-9]+)?")
 
 
 def parse_usd(text: object, *, decimals: int) -> int:

@@ -6,13 +6,14 @@ A frame is `length u32 | crc32 u32 | seq u64 | kind u8 | payload`, little-endian
 import os
 import struct
 import zlib
+from typing import Final
 
 HEADER, USAGE, PROGRESS = 1, 2, 3
-CORRUPT = 255  # never written: the reader's mark for a damaged frame
-MAX_PAYLOAD = 64 * 1024
+CORRUPT: Final = 255  # never written: the reader's mark for a damaged frame
+MAX_PAYLOAD: Final = 64 * 1024
 
-FRAME = struct.Struct("<IIQB")
-CHECKED = struct.Struct("<IQB")
+FRAME: Final = struct.Struct("<IIQB")
+CHECKED: Final = struct.Struct("<IQB")
 
 
 def frame(kind: int, seq: int, payload: bytes) -> bytes:

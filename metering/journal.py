@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from core.clock import Clock
 from core.errors import Conflict, FareboxError, Invalid, JournalFull
@@ -26,15 +27,15 @@ from metering.model import USAGE_EVENT_TYPE, UsageEvent
 from metering.segment import SegmentHeader
 from wire.cloudevents import encode_event
 
-SEGMENT_BYTES = 16 * 1024 * 1024
-MAX_BATCH = 4096
-COMMIT_EVERY_S = 0.001
-MAX_OWED = 10_000
-PROGRESS_EVERY_S = 0.25  # progress notes are gathered this long, so a thousand streams cost one write
-PROBE_EVERY_S = 1.0
-PROBE_BYTES = 1024 * 1024
+SEGMENT_BYTES: Final = 16 * 1024 * 1024
+MAX_BATCH: Final = 4096
+COMMIT_EVERY_S: Final = 0.001
+MAX_OWED: Final = 10_000
+PROGRESS_EVERY_S: Final = 0.25  # progress notes are gathered this long, so a thousand streams cost one write
+PROBE_EVERY_S: Final = 1.0
+PROBE_BYTES: Final = 1024 * 1024
 
-_log = get_logger(__name__)
+_log: Final = get_logger(__name__)
 
 OnDone = Callable[[Exception | None], None]
 """Called in the event loop: None when the event is on disk, else why it is not (JournalFull as a rule)."""

@@ -5,6 +5,7 @@ Inventing one (as the usual libraries do) makes every resend look like a new eve
 """
 
 import re
+from typing import Final
 
 import msgspec
 
@@ -14,15 +15,15 @@ from wire.cloudevents_shapes import CloudEvent, Incoming, Outgoing
 
 __all__ = ["MAX_EVENT_BYTES", "CloudEvent", "decode_event", "encode_event", "time_ms_of"]
 
-MAX_EVENT_BYTES = 64 * 1024  # what the specification obliges every intermediary to forward
+MAX_EVENT_BYTES: Final = 64 * 1024  # what the specification obliges every intermediary to forward
 
 # RFC 3339, narrower than `datetime.fromisoformat`: no week dates, no basic format, offset required.
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
-_WHERE = re.compile(r" - at `\$\.?([^`]*)`")
-_MISSING = re.compile(r"missing required field `([^`]*)`")
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+_WHERE: Final = re.compile(r" - at `\$\.?([^`]*)`")
+_MISSING: Final = re.compile(r"missing required field `([^`]*)`")
 
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Incoming)
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(Incoming)
 
 
 def encode_event(

@@ -7,7 +7,7 @@ rest.
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import Raw
@@ -57,35 +57,35 @@ Operation = Literal[
 ]
 
 FreeOperation = Literal["tokenize", "messages.count_tokens"]  # nothing is generated, nothing billed
-FREE_OPERATIONS: tuple[FreeOperation, ...] = ("tokenize", "messages.count_tokens")
+FREE_OPERATIONS: Final[tuple[FreeOperation, ...]] = ("tokenize", "messages.count_tokens")
 
-MAX_MODEL_NAME = 256
-MAX_CHOICES = 128  # OpenAI's own bound on n
+MAX_MODEL_NAME: Final = 256
+MAX_CHOICES: Final = 128  # OpenAI's own bound on n
 
 # Members by which a caller could reach into the engine: its queue, its ids, other tenants' cache, its peers, its
 # plug-ins, its tensors. vLLM's (`vllm_xargs` reaches what takes `kv_transfer_params`), then SGLang's.
-PRIVATE_MEMBERS = (
+PRIVATE_MEMBERS: Final = (
     *("priority", "request_id", "cache_salt", "kv_transfer_params", "ec_transfer_params", "vllm_xargs"),
     "prompt_embeds",
     *("rid", "extra_key", "session_params", "custom_params"),
     *("bootstrap_host", "bootstrap_port", "bootstrap_room", "data_parallel_rank", "routed_dp_rank"),
 )
-_PRIVATE = frozenset(PRIVATE_MEMBERS)
+_PRIVATE: Final = frozenset(PRIVATE_MEMBERS)
 
 # The members that bound the output. An engine heeds one of them, not every engine the same one: the largest counts.
-OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
-COMPLETION_LIMITS = ("max_tokens",)  # `/v1/completions` knows no other, so another one bounds nothing
+OUTPUT_LIMITS: Final = ("max_completion_tokens", "max_tokens")
+COMPLETION_LIMITS: Final = ("max_tokens",)  # `/v1/completions` knows no other, so another one bounds nothing
 
-_TEXT_MEMBERS = (
+_TEXT_MEMBERS: Final = (
     *("messages", "prompt", "input", "system", "instructions"),
     *("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2"),
 )
 
-_members = msgspec.json.Decoder(dict[str, Raw])
-_anything = msgspec.json.Decoder()
-_encoder = msgspec.json.Encoder()
-_TRUE = Raw(b"true")
-_KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+_members: Final = msgspec.json.Decoder(dict[str, Raw])
+_anything: Final = msgspec.json.Decoder()
+_encoder: Final = msgspec.json.Encoder()
+_TRUE: Final = Raw(b"true")
+_KINDS: Final = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
 
 def parse_request(body: bytes, limits: Sequence[str] = OUTPUT_LIMITS) -> ModelRequest:
@@ -281,7 +281,7 @@ def finish_reason_of(answer: PlainAnswer) -> str:
     return ""
 
 
-_plain = msgspec.json.Decoder(PlainAnswer)
+_plain: Final = msgspec.json.Decoder(PlainAnswer)
 
 
 def parse_answer(body: bytes) -> PlainAnswer | None:
@@ -307,8 +307,8 @@ def _parse_answer_leniently(body: bytes) -> PlainAnswer | None:
 
 # -- errors --
 
-_TYPES = {402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
-_CODES = {
+_TYPES: Final = {402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
+_CODES: Final = {
     400: "bad_request",
     404: "not_found",
     408: "timeout",
@@ -318,13 +318,15 @@ _CODES = {
     503: "unavailable",
     504: "timeout",
 }
-_CONTEXT_LENGTH = re.compile(
+_CONTEXT_LENGTH: Final = re.compile(
     r"maximum (context|model|input) length|context (length|window|size)|max_model_len|max_total_tokens"
     r"|longer than the (maximum|model)|prompt is too long",
     re.IGNORECASE,
 )
-_PYDANTIC_LOCATION = re.compile(r"'loc': (?:\('body', '([A-Za-z0-9_]+)'|'body\.([A-Za-z0-9_.]{1,100})')")
-_MAX_MESSAGE = 4000
+_PYDANTIC_LOCATION: Final = re.compile(
+    r"'loc': (?:\('body', '([A-Za-z0-9_]+)'|'body\.([A-Za-z0-9_.]{1,100})')"
+)
+_MAX_MESSAGE: Final = 4000
 
 
 def error_body(

@@ -9,7 +9,7 @@ The engine is always asked for usage (see `openai.upstream_body`), so the caller
 
 import contextlib
 import re
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -26,17 +26,17 @@ from wire.openai_chunks import Chunk, LooseChunk, StreamError
 from wire.sse import DONE, DONE_EVENT, EventSplitter, encode_event, event_data
 from wire.transcript import Transcript
 
-_chunk = msgspec.json.Decoder(Chunk)
-_usage = msgspec.json.Decoder(EngineUsage)
+_chunk: Final = msgspec.json.Decoder(Chunk)
+_usage: Final = msgspec.json.Decoder(EngineUsage)
 # As vLLM and its like write the beginning of a choice.
-_TEXT = b'"choices":[{"index":0,"delta":{"content":"'
+_TEXT: Final = b'"choices":[{"index":0,"delta":{"content":"'
 _QUOTE, _COMMA, _BACKSLASH, _BRACE = b'",\\}'
-_NOT_ZERO = (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"9")
-_loose_chunk = msgspec.json.Decoder(LooseChunk)
-_members = msgspec.json.Decoder(dict[str, Raw])
-_encoder = msgspec.json.Encoder()
+_NOT_ZERO: Final = (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"9")
+_loose_chunk: Final = msgspec.json.Decoder(LooseChunk)
+_members: Final = msgspec.json.Decoder(dict[str, Raw])
+_encoder: Final = msgspec.json.Encoder()
 # The usage member where engines put it: last. Tried first because it spares decoding the chunk once more.
-_USAGE_AT_END = re.compile(rb'"usage":\s?(?:null|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})\}\Z')
+_USAGE_AT_END: Final = re.compile(rb'"usage":\s?(?:null|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})\}\Z')
 
 
 class StreamFilter:

@@ -5,18 +5,19 @@ begin with a colon. Events are handed on as the bytes they came as.
 """
 
 import re
+from typing import Final
 
 from core.errors import UpstreamFailed
 
-MAX_EVENT_BYTES = 8 * 1024 * 1024  # an event is held whole, so it needs a bound
+MAX_EVENT_BYTES: Final = 8 * 1024 * 1024  # an event is held whole, so it needs a bound
 
-DONE = b"[DONE]"
-DONE_EVENT = b"data: [DONE]\n\n"
-WAITING_COMMENT = b": waiting\n\n"
+DONE: Final = b"[DONE]"
+DONE_EVENT: Final = b"data: [DONE]\n\n"
+WAITING_COMMENT: Final = b": waiting\n\n"
 
 # A blank line. A CR at the very end may be half of a CRLF, so it is left for the next read (see `split`).
-_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
-_LINE_END = re.compile(rb"\r\n|\n|\r")
+_BLANK_LINE: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 
 
 class EventSplitter:

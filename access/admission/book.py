@@ -1,11 +1,12 @@
 """The policies in force, in memory: which limits and budgets a call falls under."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from access.admission.model import ONLINE_DEFAULT, SERVERLESS_DEFAULT, Limits, ScopePolicy
 from access.admission.values import AdmitRequest
 
-_MAX_PATHS = 200_000
+_MAX_PATHS: Final = 200_000
 _Path = tuple[str, str, str, str, bool]
 
 

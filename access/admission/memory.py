@@ -6,6 +6,7 @@
 import heapq
 from collections.abc import Iterable, Mapping
 from itertools import count
+from typing import Final
 
 from mypy_extensions import mypyc_attr
 
@@ -24,8 +25,8 @@ from access.admission.refusals import hardest
 from access.admission.scope import Scope
 from access.admission.values import AdmitRequest, Figures, Grant, Outcome
 
-_SEEMS_UNLIMITED = 1 << 61  # less what was used of it
-_MAX_STATES = 200_000
+_SEEMS_UNLIMITED: Final = 1 << 61  # less what was used of it
+_MAX_STATES: Final = 200_000
 
 
 @mypyc_attr(acyclic=True)

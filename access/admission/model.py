@@ -5,12 +5,12 @@ What every call makes is in `values.py`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from access.admission.values import Figures, Grant
-from core.clock import MINUTE_MS, iso, month_bounds
+from core.clock import iso, month_bounds
 
 ScopeKind = Literal["key", "project", "organization", "endpoint"]
 BudgetScope = Literal["key", "project", "organization"]
@@ -18,17 +18,17 @@ BudgetWindow = Literal["day", "month", "total"]
 LimitName = Literal["requests_per_minute", "requests_per_day", "tokens_per_minute", "parallel_requests"]
 Reason = Literal["rate", "parallel", "too_large", "budget", "budget_held", "no_price", "unavailable"]
 
-SCOPE_KINDS: tuple[ScopeKind, ...] = ("key", "project", "organization", "endpoint")
-BUDGET_SCOPES: tuple[BudgetScope, ...] = ("key", "project", "organization")
-BUDGET_WINDOWS: tuple[BudgetWindow, ...] = ("day", "month", "total")
+SCOPE_KINDS: Final[tuple[ScopeKind, ...]] = ("key", "project", "organization", "endpoint")
+BUDGET_SCOPES: Final[tuple[BudgetScope, ...]] = ("key", "project", "organization")
+BUDGET_WINDOWS: Final[tuple[BudgetWindow, ...]] = ("day", "month", "total")
 
-DAY_MS = 86_400_000
-WINDOW_MS = MINUTE_MS  # of the limits per minute
-NEVER_MS = -1  # as a retry time: waiting does not help
-HELD_RETRY_MS = 1000  # when only calls in flight are in the way, whose end nobody knows
+DAY_MS: Final = 86_400_000
+WINDOW_MS: Final = 60_000  # of the limits per minute
+NEVER_MS: Final = -1  # as a retry time: waiting does not help
+HELD_RETRY_MS: Final = 1000  # when only calls in flight are in the way, whose end nobody knows
 
-MAX_LIMIT = 10**12
-MAX_AMOUNT_PICO = 10**21  # a billion dollars
+MAX_LIMIT: Final = 10**12
+MAX_AMOUNT_PICO: Final = 10**21  # a billion dollars
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Limits:
     parallel_requests: int | None = None
 
 
-SERVERLESS_DEFAULT = Limits(requests_per_minute=1000, tokens_per_minute=200_000)
+SERVERLESS_DEFAULT: Final = Limits(requests_per_minute=1000, tokens_per_minute=200_000)
 """What a serverless endpoint has until somebody sets other limits (the reference platform's figures)."""
-ONLINE_DEFAULT = Limits(requests_per_minute=30_000)
+ONLINE_DEFAULT: Final = Limits(requests_per_minute=30_000)
 """What an online endpoint has: 500 requests a second (the same source)."""
 
 

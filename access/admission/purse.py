@@ -3,13 +3,15 @@
 Compiled, and small: with many keys a call waits for each line of memory that it alone needs.
 """
 
+from typing import Final
+
 from mypy_extensions import mypyc_attr
 
 from access.admission.model import Balance, Budget, window_end, window_start
 
-UNLIMITED = 1 << 62
-_MAX_UNCONFIRMED = 10_000  # commits of the journal, not calls
-_UNOPENED = 1  # as the end of a window: so that the first look opens one
+UNLIMITED: Final = (1 << 62) - 1  # the largest integer that compiled code keeps without an object
+_MAX_UNCONFIRMED: Final = 10_000  # commits of the journal, not calls
+_UNOPENED: Final = 1  # as the end of a window: so that the first look opens one
 
 
 @mypyc_attr(acyclic=True)
@@ -43,9 +45,8 @@ class Purse:
         # What of `unrecorded` came with which event number; calls of one commit share it.
         self.latest = 0
         self.latest_pico = 0
-        self.earlier: dict[int, int] | None = (
-            None  # as a rule there is none: a key seldom ends two calls a second
-        )
+        # As a rule there is none: a key seldom ends two calls a second.
+        self.earlier: dict[int, int] | None = None
 
     def apply(self, budget: Budget) -> None:
         """Another amount from now on; what was spent stays."""

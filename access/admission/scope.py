@@ -6,12 +6,14 @@ sums beside it, so a decision looks at what left the window since the last one a
 Compiled, and small: with many keys a call waits for each line of memory that it alone needs.
 """
 
+from typing import Final
+
 from mypy_extensions import mypyc_attr
 
 from access.admission.model import DAY_MS, WINDOW_MS, Limits, ScopePolicy
 from access.admission.purse import UNLIMITED, Purse
 
-_NO_LIMITS = Limits()
+_NO_LIMITS: Final = Limits()
 
 
 @mypyc_attr(acyclic=True)
@@ -25,9 +27,8 @@ class Slot:
     __slots__ = ("born_ms", "next", "next_ms", "requests", "tokens")
 
     def __init__(self) -> None:
-        self.born_ms = (
-            0  # by this its calls know it; it counts from another instant if the clock was set back
-        )
+        # By this its calls know it; it counts from another instant if the clock was set back.
+        self.born_ms = 0
         self.requests = 0
         self.tokens = 0
         self.next: Slot | None = None

@@ -1,6 +1,7 @@
 """How busy each deployment is, told to the control process, which stops those that nobody calls."""
 
 import asyncio
+from typing import Final
 
 from core.clock import Clock
 from core.errors import Unavailable
@@ -8,9 +9,9 @@ from core.log import get_logger
 from functions.gateway.control import ControlClient
 from functions.gateway.traffic_figures import TrafficFigures
 
-_log = get_logger(__name__)
+_log: Final = get_logger(__name__)
 
-REPORT_EVERY_S = 1.0
+REPORT_EVERY_S: Final = 1.0
 
 
 class Activity:

@@ -9,12 +9,13 @@ serves. With one server none of this costs more than counting.
 import math
 import random
 from collections.abc import Callable
+from typing import Final
 
-EJECT_AFTER = 3  # failures in a row
-EJECTED_FIRST_S = 1.0
-EJECTED_AT_MOST_S = 60.0
-_NEVER = math.inf
-_chance = random.Random()
+EJECT_AFTER: Final = 3  # failures in a row
+EJECTED_FIRST_S: Final = 1.0
+EJECTED_AT_MOST_S: Final = 60.0
+_NEVER: Final = math.inf
+_chance: Final = random.Random()
 
 
 class Server:

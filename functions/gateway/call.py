@@ -4,7 +4,7 @@ The order that money depends on: the event is durable before the answer's last b
 """
 
 import asyncio
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from core.errors import BadRequest, FareboxError, Unavailable, UpstreamFailed
 from core.log import get_logger
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
-PROGRESS_EVERY_S = 1.0
+PROGRESS_EVERY_S: Final = 1.0
 CLIENT_CLOSED = 499  # nginx's word for a caller who left; never sent
 
 _StopReason = Literal["hang_up", "silent_server", "silent_caller", "too_long"]

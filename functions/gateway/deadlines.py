@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S: Final = 0.25
 
 
 class Waiting(Protocol):

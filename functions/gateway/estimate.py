@@ -13,6 +13,7 @@ size: it holds or points to pictures, sound or documents, or brings a chat templ
 
 import re
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -20,15 +21,15 @@ from msgspec import Raw
 from serving.model import Route
 from wire.openai import ModelRequest, Operation
 
-BYTES_PER_TOKEN = 3
-TEMPLATE_TOKENS = 64  # a default system prompt, the turns' marks
-TEMPLATE_TOKENS_AT_MOST = 512  # with a template's words about tools
-LEAST_AUDIO_BYTES_PER_S = 500  # speech codecs do not go below 4 kbit/s
+BYTES_PER_TOKEN: Final = 3
+TEMPLATE_TOKENS: Final = 64  # a default system prompt, the turns' marks
+TEMPLATE_TOKENS_AT_MOST: Final = 512  # with a template's words about tools
+LEAST_AUDIO_BYTES_PER_S: Final = 500  # speech codecs do not go below 4 kbit/s
 
-_NO_OUTPUT: frozenset[Operation] = frozenset({"embeddings", "rerank", "score"})
-_LISTS: Mapping[Operation, str] = {"completions": "prompt", "embeddings": "input"}
+_NO_OUTPUT: Final[frozenset[Operation]] = frozenset({"embeddings", "rerank", "score"})
+_LISTS: Final[Mapping[Operation, str]] = {"completions": "prompt", "embeddings": "input"}
 # As members of the body: within a text the quotes would be escaped.
-_MEDIA = (
+_MEDIA: Final = (
     b'_url"',
     b'"image"',
     b'"document"',
@@ -39,11 +40,11 @@ _MEDIA = (
     b'"file"',
 )
 # A letter of a mark written as \u0061, which engines read as the letter. No encoder does so without a reason.
-_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
+_ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 # Of a pair both sides: the shorter one is put before each of the other's texts.
-_PAIRS: frozenset[Operation] = frozenset({"rerank", "score"})
-_SIDES = (("query", "queries", "text_1", "data_1"), ("documents", "items", "text_2", "data_2"))
-_items = msgspec.json.Decoder(list[Raw])
+_PAIRS: Final[frozenset[Operation]] = frozenset({"rerank", "score"})
+_SIDES: Final = (("query", "queries", "text_1", "data_1"), ("documents", "items", "text_2", "data_2"))
+_items: Final = msgspec.json.Decoder(list[Raw])
 
 
 class WorstCase:

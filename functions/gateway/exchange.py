@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from math import ceil
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -26,8 +26,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
-MAX_HEADERS = 128
-MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADERS: Final = 128
+MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_CLIENT_ID = 128
 BODY_TIMEOUT_S = 60.0  # for a body that did not come in one piece
 _LINGER_S = 2.0

@@ -5,13 +5,12 @@ given so far, in tokens, counted since it last had nothing to ask for. The tenan
 who wait side by side get the same number of tokens, in few large calls or in many small ones.
 """
 
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from core.errors import FareboxError, RateLimited, Unavailable
 
-_REMEMBERED = (
-    1024  # tenants without waiting calls whose virtual time is kept; then the earliest are forgotten
-)
+# Tenants without waiting calls whose virtual time is kept; then the earliest are forgotten.
+_REMEMBERED: Final = 1024
 
 _V = TypeVar("_V")
 _T = TypeVar("_T", bound="Ticket")

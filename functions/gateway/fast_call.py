@@ -5,7 +5,7 @@ once; when the server was gone before the first byte, the slow lane takes over (
 """
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from core.errors import FareboxError, JournalFull, Unavailable, UpstreamFailed
 from core.log import get_logger
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from functions.gateway.fast_lane import FastLane
     from functions.gateway.fast_protocol import FastLaneProtocol as Caller
 
-_log = get_logger(__name__)
+_log: Final = get_logger(__name__)
 
 
 class FastCall:
@@ -420,7 +420,7 @@ class FastCall:
         self._gateway.activity.end(self.record.route.deployment_id)
 
 
-_CHUNK_HEADS = [b"%x\r\n" % size for size in range(4096)]
+_CHUNK_HEADS: Final = [b"%x\r\n" % size for size in range(4096)]
 
 
 def chunk_of(data: bytes) -> bytes:

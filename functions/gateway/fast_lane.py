@@ -6,7 +6,7 @@ refusals, cold starts, second attempts and odd requests are written once.
 
 import asyncio
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -31,9 +31,9 @@ from wire.openai import Operation
 if TYPE_CHECKING:
     from functions.gateway.fast_protocol import FastLaneProtocol as Caller
 
-_log = get_logger(__name__)
-MAX_FAST_BODY = 1024 * 1024
-_JSON_HEADERS = [(b"content-type", b"application/json")]
+_log: Final = get_logger(__name__)
+MAX_FAST_BODY: Final = 1024 * 1024
+_JSON_HEADERS: Final = [(b"content-type", b"application/json")]
 
 
 class FastLane:

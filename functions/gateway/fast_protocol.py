@@ -25,15 +25,14 @@ from functions.gateway.record import CallRecord
 from functions.gateway.upstream import ServerGone
 from wire.openai import Operation
 
-_log = get_logger(__name__)
+_log: Final = get_logger(__name__)
 
-_BODY_PATIENCE_S = 1.0  # for a body that did not come with its head; then the slow lane waits for it
-_HEAD_TIMEOUT_S = 30.0
-_MAX_HEAD_READ = (
-    2 * MAX_HEADER_BYTES
-)  # of a head that does not end; a whole one may still be refused politely
+_BODY_PATIENCE_S: Final = 1.0  # for a body that did not come with its head; then the slow lane waits for it
+_HEAD_TIMEOUT_S = 30.0  # a test makes it shorter; as `Final` it would be compiled in
+# Of a head that does not end; a whole one may still be refused politely.
+_MAX_HEAD_READ: Final = 2 * MAX_HEADER_BYTES
 _NEVER: Final[float] = math.inf
-_BY_URL = {path.encode(): (operation, "") for path, operation in OPERATIONS.items()}
+_BY_URL: Final = {path.encode(): (operation, "") for path, operation in OPERATIONS.items()}
 
 
 class _Nobody:
@@ -43,7 +42,7 @@ class _Nobody:
         """See `asyncio.Event`."""
 
 
-_NOBODY = _Nobody()
+_NOBODY: Final = _Nobody()
 
 
 class _Busy:

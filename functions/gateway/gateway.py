@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import Final
 
 from msgspec import structs
 
@@ -29,9 +30,9 @@ from functions.gateway.traffic_figures import TrafficFigures
 from functions.gateway.upstream import Upstream
 from functions.gateway.waking import WaitingRoom
 
-_log = get_logger(__name__)
-_DRAIN_LOOK_EVERY_S = 0.05
-_SETTLE_S = COUNT_S + 1.0
+_log: Final = get_logger(__name__)
+_DRAIN_LOOK_EVERY_S: Final = 0.05
+_SETTLE_S: Final = COUNT_S + 1.0
 
 
 class Gateway:

@@ -5,6 +5,7 @@ Refused calls end here and leave no usage event: nothing was produced.
 
 from collections.abc import Awaitable
 from time import perf_counter_ns
+from typing import Final
 
 from access.keys import MAX_KEY_LENGTH, MAX_TOKEN_LENGTH, hash_key, looks_like_token
 from access.model import Principal
@@ -34,14 +35,14 @@ from wire.openai import (
     parse_request,
 )
 
-_log = get_logger(__name__)
+_log: Final = get_logger(__name__)
 
-OPERATIONS: dict[str, Operation] = {
+OPERATIONS: Final[dict[str, Operation]] = {
     "/v1/chat/completions": "chat.completions",
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
 }
-_REFUSALS = {
+_REFUSALS: Final = {
     "unknown": "Incorrect API key provided: it is not a key of this installation.",
     "expired": "This API key has expired; ask for a new one.",
     "revoked": "This API key was revoked; ask for a new one.",

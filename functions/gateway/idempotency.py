@@ -8,6 +8,7 @@ was broken off has no answer to repeat; the same key then makes a new call.
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from access.model import Principal
 from core.clock import Clock
@@ -15,7 +16,7 @@ from core.errors import BadRequest, Conflict
 from functions.gateway.exchange import Header, Message, Send
 from wire.sse import WAITING_COMMENT
 
-IDEMPOTENCY_KEY = b"idempotency-key"
+IDEMPOTENCY_KEY: Final = b"idempotency-key"
 MAX_KEY = 255
 MAX_OUTCOMES = 10_000
 MAX_BYTES = 64 * 1024 * 1024  # of all outcomes

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
@@ -33,13 +33,13 @@ from functions.gateway.estimate import BYTES_PER_TOKEN, worst_case
 from functions.gateway.figures import Header, headers_of
 from functions.gateway.record import CallRecord
 
-_log = get_logger(__name__)
+_log: Final = get_logger(__name__)
 
-_EXCHANGE_EVERY_S = 1.0
-_TRY_AGAIN_S = 0.5
-_LONGEST_SENSIBLE_WAIT_MS = 60_000  # the official clients do not wait longer; they need not try before
-_MARGIN_S = 60
-EVERYTHING = "*"
+_EXCHANGE_EVERY_S: Final = 1.0
+_TRY_AGAIN_S: Final = 0.5
+_LONGEST_SENSIBLE_WAIT_MS: Final = 60_000  # the official clients do not wait longer; they need not try before
+_MARGIN_S: Final = 60
+EVERYTHING: Final = "*"
 
 
 class PolicySource(Protocol):
@@ -336,4 +336,4 @@ def limit_lines(requests: Figures | None, tokens: Figures | None) -> str:
 
 
 # Just after an admission a window resets in a whole minute, so nearly all calls ask for the same.
-_duration = lru_cache(maxsize=1024)(seconds)
+_duration: Final = lru_cache(maxsize=1024)(seconds)

@@ -6,7 +6,7 @@ overtook is used once and not remembered.
 
 import asyncio
 from collections.abc import Callable, Hashable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from access.model import Principal
 from core.changes import MAX_BATCH, Change
@@ -14,7 +14,7 @@ from core.clock import Clock
 from core.log import get_logger
 from serving.model import Route
 
-_log = get_logger(__name__)
+_log: Final = get_logger(__name__)
 
 KeyAnswer = Principal | str
 """Who holds a key, or why nobody does: `unknown`, `expired`, `revoked`."""
@@ -29,12 +29,12 @@ class RouteName(NamedTuple):
     model: str  # from the body
 
 
-MAX_HITS = 200_000
-MAX_MISSES = 20_000
-CLEAR = "clear"
-_POLICY_KINDS = ("limit", "budget")
-POLL_EVERY_S = 0.5
-FEED_SILENT_S = 5.0  # without a successful poll for this long, the database counts as unreachable
+MAX_HITS: Final = 200_000
+MAX_MISSES: Final = 20_000
+CLEAR: Final = "clear"
+_POLICY_KINDS: Final = ("limit", "budget")
+POLL_EVERY_S: Final = 0.5
+FEED_SILENT_S: Final = 5.0  # without a successful poll for this long, the database counts as unreachable
 
 _K = TypeVar("_K", bound=Hashable)
 _H = TypeVar("_H")

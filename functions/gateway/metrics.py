@@ -4,22 +4,23 @@
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 from core.errors import FareboxError
 from functions.gateway.exposition import Family, Labels, Sample
 from metering.model import UsageEvent
 
-MAX_MODELS = 1000
-MAX_REFUSALS = 200  # codes are ours, but one that an engine made up must not fill the memory either
-OTHER = "other"
+MAX_MODELS: Final = 1000
+MAX_REFUSALS: Final = 200  # codes are ours, but one that an engine made up must not fill the memory either
+OTHER: Final = "other"
 
-_US = 1_000_000
+_US: Final = 1_000_000
 # Upper bounds in microseconds.
-CALL_TIMES = tuple(
+CALL_TIMES: Final = tuple(
     ms * 1000
     for ms in (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
 )
-_OWN_TIMES = (
+_OWN_TIMES: Final = (
     10,
     20,
     50,
@@ -36,7 +37,7 @@ _OWN_TIMES = (
     500_000,
     2_000_000,
 )
-_START_TIMES = tuple(
+_START_TIMES: Final = tuple(
     ms * 1000 for ms in (50, 250, 1000, 2500, 5000, 10_000, 20_000, 40_000, 60_000, 120_000, 300_000, 600_000)
 )
 

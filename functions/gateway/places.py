@@ -8,7 +8,7 @@ later overtakes. A call gives its place back once, when its answer is over.
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from core.clock import Clock
 from core.errors import FareboxError, Unavailable
@@ -20,11 +20,11 @@ from functions.gateway.metrics import Metrics
 from functions.gateway.record import CallRecord
 from serving.model import Route
 
-_log = get_logger(__name__)
+_log: Final = get_logger(__name__)
 
-_LOOK_EVERY_S = 0.5  # whether the servers of a deployment with a queue are still the same
-_RETRY_AFTER_MAX_S = 60.0
-_MAX_DEPLOYMENTS = 10_000  # remembered; then those without calls are forgotten
+_LOOK_EVERY_S: Final = 0.5  # whether the servers of a deployment with a queue are still the same
+_RETRY_AFTER_MAX_S: Final = 60.0
+_MAX_DEPLOYMENTS: Final = 10_000  # remembered; then those without calls are forgotten
 
 
 class Starts(Protocol):

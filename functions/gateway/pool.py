@@ -2,14 +2,14 @@
 
 import asyncio
 import ssl
-from typing import Any
+from typing import Any, Final
 
 from functions.gateway.origin import Origin
 from functions.gateway.upstream_protocol import ServerGone, UpstreamConnection
 
-MAX_IDLE_PER_ORIGIN = 1024
+MAX_IDLE_PER_ORIGIN: Final = 1024
 # Shorter than the five seconds after which vLLM closes: who closes last, loses the race.
-MAX_IDLE_S = 4.0
+MAX_IDLE_S: Final = 4.0
 
 
 class Pool:

@@ -1,6 +1,6 @@
 """Which path is which operation of whose API, and how a request to it is read."""
 
-from typing import NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
 from access.model import Principal
 from functions.gateway.dialect_record import DialectRecord
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
         return cast(Operation, self.operation)
 
 
-PLANS = {
+PLANS: Final = {
     "/v1/chat/completions": Plan("chat.completions", OPENAI),
     "/v1/completions": Plan("completions", OPENAI),
     "/v1/embeddings": Plan("embeddings", OPENAI),
@@ -52,12 +52,12 @@ PLANS = {
     "/v1/tokenize": Plan("tokenize", OPENAI),
     "/tokenize": Plan("tokenize", OPENAI),
 }
-ENDPOINT_PLANS = PLANS | {
+ENDPOINT_PLANS: Final = PLANS | {
     "/chat/completions": Plan("chat.completions", AZURE),
     "/completions": Plan("completions", AZURE),
     "/embeddings": Plan("embeddings", AZURE),
 }
-OPERATIONS_OF_TASK: dict[str, tuple[Operation | FreeOperation, ...]] = {
+OPERATIONS_OF_TASK: Final[dict[str, tuple[Operation | FreeOperation, ...]]] = {
     "chat": ("chat.completions", "completions", "responses", "messages", *FREE_OPERATIONS),
     "completion": ("completions", "tokenize"),
     "embedding": ("embeddings", "rerank", "score", "tokenize"),

@@ -5,7 +5,7 @@ Pure: no I/O, no clock.
 
 import hashlib
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -317,8 +317,8 @@ def cut_short(record: CallRecord) -> tuple[Timeout, Status]:
     return error, "interrupted" if delivered else "error"
 
 
-_WITH_CHOICES: tuple[Operation, ...] = ("chat.completions", "completions")  # the others know no `n`
-_NOT_SERVED = (404, 405, 501)  # the route, or this model on it
+_WITH_CHOICES: Final[tuple[Operation, ...]] = ("chat.completions", "completions")  # the others know no `n`
+_NOT_SERVED: Final = (404, 405, 501)  # the route, or this model on it
 
 
 @lru_cache(maxsize=4096)

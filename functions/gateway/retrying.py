@@ -5,14 +5,15 @@ connection, or said that it is too busy (503).
 """
 
 import random
+from typing import Final
 
 from functions.gateway.record import CallRecord
 from functions.gateway.upstream_protocol import ServerGone
 
-_FIRST_PAUSE_S = 0.2
-_LONGEST_PAUSE_S = 1.0
-_LONGEST_ASKED_FOR_S = 2.0  # a busy server that wants more is not waited for: the caller is told
-_chance = random.Random()
+_FIRST_PAUSE_S: Final = 0.2
+_LONGEST_PAUSE_S: Final = 1.0
+_LONGEST_ASKED_FOR_S: Final = 2.0  # a busy server that wants more is not waited for: the caller is told
+_chance: Final = random.Random()
 
 
 def may_try_again(record: CallRecord) -> bool:

@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Mapping
+from typing import Final
 
 from core.errors import NotFound
 from serving.model import Route
 from serving.traffic import DEPLOYMENT_HEADER, PERCENT
 from wire.suggestions import suggest
 
-_chance = random.Random()
+_chance: Final = random.Random()
 
 
 def choose(route: Route, headers: Mapping[bytes, bytes]) -> tuple[Route, Route | None]:

@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections import deque
 from functools import lru_cache
+from typing import Final
 
 from core.errors import UpstreamFailed
 from core.settings import Settings
@@ -18,7 +19,7 @@ from wire.openai import FreeOperation, Operation
 
 __all__ = ["PATHS", "Answer", "ServerGone", "Upstream", "read_answer", "request_head"]
 
-PATHS: dict[Operation | FreeOperation, str] = {
+PATHS: Final[dict[Operation | FreeOperation, str]] = {
     "chat.completions": "/v1/chat/completions",
     "completions": "/v1/completions",
     "embeddings": "/v1/embeddings",
@@ -30,9 +31,9 @@ PATHS: dict[Operation | FreeOperation, str] = {
     "tokenize": "/tokenize",
     "messages.count_tokens": "/v1/messages/count_tokens",
 }
-MAX_ANSWER_BYTES = 128 * 1024 * 1024  # of an answer that is not streamed
-MAX_ERROR_BYTES = 64 * 1024
-_MAX_WAITING_BYTES = 256 * 1024  # of an answer nobody reads; the server is held back beyond
+MAX_ANSWER_BYTES: Final = 128 * 1024 * 1024  # of an answer that is not streamed
+MAX_ERROR_BYTES: Final = 64 * 1024
+_MAX_WAITING_BYTES: Final = 256 * 1024  # of an answer nobody reads; the server is held back beyond
 
 
 class Upstream:

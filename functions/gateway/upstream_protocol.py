@@ -6,7 +6,7 @@ watches the time (`deadlines.py`); who reads slower than the server writes calls
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import httptools
 
@@ -14,8 +14,8 @@ from core.errors import UpstreamFailed
 from functions.gateway.origin import Origin
 
 # Of an answer's head, and of what comes between two pieces of its body: chunk sizes, extensions, trailers.
-MAX_OVERHEAD_BYTES = 64 * 1024
-_COPIED_BYTES = 16 * 1024  # a smaller body is cheaper copied than written apart
+MAX_OVERHEAD_BYTES: Final = 64 * 1024
+_COPIED_BYTES: Final = 16 * 1024  # a smaller body is cheaper copied than written apart
 
 
 class ServerGone(Exception):  # tells what is so, and that another attempt is safe

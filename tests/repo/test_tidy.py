@@ -136,6 +136,22 @@ def test_every_setting_is_documented() -> None:
     assert not missing, f"docs/settings.md lacks {missing}"
 
 
+def test_constants_of_compiled_modules_are_final() -> None:
+    """mypyc compiles a `Final` number into its uses; any other name is looked up in a dictionary each time."""
+    from functions.gateway.compiling import MODULES
+
+    tests_replace_it = "fast_protocol.py _HEAD_TIMEOUT_S"
+    found = [
+        f"{path.name} {target.id}"
+        for path in (ROOT / (module.replace(".", "/") + ".py") for module in MODULES)
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id.isupper() and len(target.id) > len("_T")
+    ]
+    assert found == [tests_replace_it]
+
+
 def test_make_help_lists_every_public_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from core.errors import Invalid
@@ -18,6 +19,7 @@ from serving.online.calls import Calls
 from serving.online.gauge import Gauge
 from serving.online.scale_document import rule_document, scale_settings, schedule_document
 from serving.online.spec import DeploymentSpec, ResourceAmounts, ScaleSettings
+from tests.mock_engine import wait_until
 
 CPU, CALLS = "CpuUtilizationPercentage", "ConcurrentRequestsPerInstance"
 OUT = {"condition": f"{CPU} > 70 avg 5m", "scale": "out 2"}
@@ -182,6 +184,16 @@ def test_what_is_wrong_with_a_schedule_is_named(change: dict[str, Any], param: s
     assert refused.value.param == f"scale_settings.schedules[1].{param}"
 
 
+def _used_s(process: subprocess.Popen[bytes]) -> float:
+    times = psutil.Process(process.pid).cpu_times()
+    return times.user + times.system
+
+
+def _burn(process: subprocess.Popen[bytes], to_s: float) -> None:
+    """Wait for so much CPU time, however long that takes on a busy machine."""
+    wait_until(lambda: _used_s(process) >= to_s)
+
+
 def test_the_gauge_tells_a_busy_process_from_an_idle_one() -> None:
     busy = "import time\nbytearray(50_000_000)\nheld = bytearray(60_000_000)\nwhile True: pass"
     idle = "import time\ntime.sleep(60)"
@@ -191,13 +203,18 @@ def test_the_gauge_tells_a_busy_process_from_an_idle_one() -> None:
         try:
             gauge = Gauge(Path("/"))
             asked = ResourceAmounts(cpu_milli=1000, memory_bytes=600_000_000)
+            used_s, began = _used_s(process), time.monotonic()
             assert gauge.measure([process.pid], asked) == {}, "the first turn has nothing to compare with"
             time.sleep(1.5)
+            if name == "busy":
+                _burn(process, used_s + 0.5)
             found[name] = gauge.measure([process.pid], asked)
+            share = (_used_s(process) - used_s) / (time.monotonic() - began)
+            assert found[name][CPU] == pytest.approx(share * 100, rel=0.2, abs=3)
         finally:
             process.kill()
             process.wait()
-    assert found["busy"][CPU] > 20 > found["idle"][CPU]
+    assert found["busy"][CPU] > found["idle"][CPU]
     memory = "CpuMemoryUtilizationPercentage"
     assert found["busy"][memory] > found["idle"][memory] > 0
     assert Gauge(Path("/")).measure([], ResourceAmounts()) == {}
@@ -207,7 +224,7 @@ def test_a_process_that_was_not_seen_before_does_not_bring_its_past() -> None:
     busy = "import time\nend = time.process_time() + 1\nwhile time.process_time() < end: pass\ntime.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", busy])
     try:
-        time.sleep(2.5)
+        _burn(process, 1.0)
         gauge, asked = Gauge(Path("/")), ResourceAmounts(cpu_milli=1000)
         gauge.measure([], asked)
         time.sleep(0.6)
