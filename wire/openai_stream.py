@@ -30,7 +30,10 @@ _chunk: Final = msgspec.json.Decoder(Chunk)
 _usage: Final = msgspec.json.Decoder(EngineUsage)
 # As vLLM and its like write the beginning of a choice.
 _TEXT: Final = b'"choices":[{"index":0,"delta":{"content":"'
-_QUOTE, _COMMA, _BACKSLASH, _BRACE = b'",\\}'
+_QUOTE: Final = 0x22
+_COMMA: Final = 0x2C
+_BACKSLASH: Final = 0x5C
+_BRACE: Final = 0x7D
 _NOT_ZERO: Final = (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"9")
 _loose_chunk: Final = msgspec.json.Decoder(LooseChunk)
 _members: Final = msgspec.json.Decoder(dict[str, Raw])
@@ -172,7 +175,7 @@ class StreamFilter:
             or data[-3:] != b"}\n\n"
             or data.find(b'"finish_reason":null', text) < 0
             or data.count(b'"finish_reason"') != 1
-            or b'"error"' in data
+            or data.find(b'"error"') >= 0
         ):
             return b""
         usage = data.rfind(b'"usage":')
@@ -185,7 +188,7 @@ class StreamFilter:
                 raw[:1] != b"{"
                 or raw[-1:] != b"}"
                 or data[usage - 1] != _COMMA
-                or b'"prompt_tokens":' not in raw
+                or raw.find(b'"prompt_tokens":') < 0
                 or counted < 0
                 or raw[counted + 20 : counted + 21] not in _NOT_ZERO
             ):

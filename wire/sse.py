@@ -16,6 +16,7 @@ DONE_EVENT: Final = b"data: [DONE]\n\n"
 WAITING_COMMENT: Final = b": waiting\n\n"
 
 # A blank line. A CR at the very end may be half of a CRLF, so it is left for the next read (see `split`).
+_CR: Final = 0x0D  # a number is found in bytes at once; bytes are first tried as one
 _BLANK_LINE: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 
@@ -32,7 +33,7 @@ class EventSplitter:
         """The events completed by `data`. UpstreamFailed when one grows beyond the bound."""
         if self._rest:
             data = self._rest + data
-        if b"\r" not in data:
+        if _CR not in data:
             events = data.split(b"\n\n")
             self._rest = events.pop()
             self._check_bound()
@@ -64,7 +65,7 @@ class EventSplitter:
 
 def event_data(event: bytes) -> bytes | None:
     """The joined `data` lines of an event; None when it has none (a comment, an id, a retry time)."""
-    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and _CR not in event:
         return event[6:-2]  # how nearly every event looks
     parts = []
     for line in _LINE_END.split(event):

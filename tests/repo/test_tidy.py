@@ -146,8 +146,9 @@ def test_constants_of_compiled_modules_are_final() -> None:
         for path in (ROOT / (module.replace(".", "/") + ".py") for module in MODULES)
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name) and target.id.isupper() and len(target.id) > len("_T")
+        for target in ast.walk(node)
+        if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)
+        if target.id.isupper() and len(target.id) > len("_T")
     ]
     assert found == [tests_replace_it]
 
