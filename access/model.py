@@ -15,18 +15,6 @@ NAME_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Principal:
-    """Who holds a valid key. An admin key has no organization; an endpoint key reaches one endpoint only."""
-
-    kind: KeyKind
-    key_id: str
-    org_id: str = ""
-    project_id: str = ""
-    endpoint_id: str = ""
-    expires_ms: int = 0  # 0: never
-
-
-@dataclass(frozen=True, slots=True)
 class Organization:
     """Who is billed."""
 

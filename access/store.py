@@ -6,7 +6,8 @@ from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from access.keys import NewKey, make_key
-from access.model import ApiKey, KeySlot, KeyStatus, Organization, Principal, Project, valid_name
+from access.model import ApiKey, KeySlot, KeyStatus, Organization, Project, valid_name
+from access.principal import Principal
 from access.sealer import Sealer
 from access.tables import api_keys, organizations, projects
 from core.changes import record_change

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from access.model import Principal
+from access.principal import Principal
 from core.clock import Clock
 from core.errors import Forbidden, Invalid, Unauthenticated
 from core.settings import Settings

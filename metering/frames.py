@@ -8,7 +8,9 @@ import struct
 import zlib
 from typing import Final
 
-HEADER, USAGE, PROGRESS = 1, 2, 3
+HEADER: Final = 1
+USAGE: Final = 2
+PROGRESS: Final = 3
 CORRUPT: Final = 255  # never written: the reader's mark for a damaged frame
 MAX_PAYLOAD: Final = 64 * 1024
 

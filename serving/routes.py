@@ -8,8 +8,9 @@ from catalog.model import ModelSpec
 from catalog.price_book import tariffs
 from catalog.store import find_model
 from serving import store
-from serving.model import Endpoint, Route, Tariff
+from serving.model import Endpoint
 from serving.online.routes import resolve_online
+from serving.route import Route, Tariff
 from serving.serverless_deployments import DEFAULT, list_serverless_deployments
 from serving.subscriptions import MISSING, subscribed
 from serving.traffic import PERCENT, Scoring, Split

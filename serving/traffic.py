@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from serving.online.collecting import Collecting
 
 if TYPE_CHECKING:
-    from serving.model import Route
+    from serving.route import Route
 
 DEPLOYMENT_HEADER = b"azureml-model-deployment"
 PERCENT = 100

@@ -18,7 +18,7 @@ import uvloop
 from aiohttp import web
 
 from access.keys import hash_key
-from access.model import Principal
+from access.principal import Principal
 from core.changes import Change
 from core.clock import SystemClock
 from core.errors import FareboxError, JournalFull, NotFound
@@ -30,7 +30,7 @@ from functions.gateway.hot import route_name
 from functions.gateway.lookups import KeyAnswer, RouteName
 from functions.tokens import TokenCounter
 from metering.model import UsageEvent
-from serving.model import Route
+from serving.route import Route
 from tests.mock_engine import wait_until
 
 PROJECT_KEY = "fbx_sk_project"

@@ -3,7 +3,7 @@
 from fastapi import Request
 
 from access.keys import MAX_KEY_LENGTH, MAX_TOKEN_LENGTH, hash_key, looks_like_token
-from access.model import Principal
+from access.principal import Principal
 from access.store import key_status, principal_by_hash
 from core.errors import Unauthenticated
 from functions.console.dependencies import ConsoleDependencies

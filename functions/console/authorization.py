@@ -7,7 +7,8 @@ route (its own rows only) is decided by that route.
 from collections.abc import Mapping
 from typing import Final
 
-from access.model import KeyKind, Principal
+from access.model import KeyKind
+from access.principal import Principal
 from core.errors import Forbidden
 
 ADMIN: Final[frozenset[KeyKind]] = frozenset({"admin"})

@@ -7,7 +7,7 @@ from typing import Annotated, Protocol
 from fastapi import Depends, Request
 
 from access.keyring import Keyring
-from access.model import Principal
+from access.principal import Principal
 from access.sealer import Sealer
 from billing.invoicing.issue import Issuer
 from billing.payments.context import Payments

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
 from access import store as access_store
-from access.model import Principal
+from access.principal import Principal
 from catalog.model import ModelSpec
 from catalog.store import find_model
 from core.audit import record_audit

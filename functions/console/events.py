@@ -7,7 +7,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from access.model import Principal
+from access.principal import Principal
 from core.errors import Invalid, NotFound
 from functions.console.dependencies import Caller, Deps
 from functions.console.routing import console_router

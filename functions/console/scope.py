@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from access import store
-from access.model import Organization, Principal
+from access.model import Organization
+from access.principal import Principal
 from core.errors import Forbidden, Invalid
 
 

@@ -4,7 +4,7 @@ from fastapi import Response, status
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
-from access.model import Principal
+from access.principal import Principal
 from catalog.store import get_model
 from core.audit import record_audit
 from core.clock import iso

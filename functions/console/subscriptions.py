@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
 from access import store as access_store
-from access.model import Principal
+from access.principal import Principal
 from core.audit import record_audit
 from core.clock import iso
 from functions.console.dependencies import Caller, Deps

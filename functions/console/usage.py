@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
 from access import store as access_store
-from access.model import Organization, Principal
+from access.model import Organization
+from access.principal import Principal
 from billing.model import Attempt, CorrectedAttempt, Receipt
 from billing.receipts import receipt
 from catalog import price_book

@@ -10,7 +10,7 @@ from functions.gateway.gateway import Gateway
 from functions.gateway.hot import authenticate, route_name, unknown_model
 from functions.gateway.networks import address_of
 from functions.gateway.surfaces import AZURE
-from serving.model import Route
+from serving.route import Route
 from wire.azure import MODEL_TYPES, check_api_version
 
 _PATH = "/endpoints/{endpoint_name}/info"

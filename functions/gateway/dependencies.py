@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from access.model import Principal
+from access.principal import Principal
 from core.changes import Change
 from core.clock import Clock
 from core.settings import Settings
@@ -12,7 +12,7 @@ from functions.gateway.control import ControlClient
 from functions.gateway.limiter import Limiting
 from functions.gateway.lookups import KeyAnswer, RouteName
 from metering.model import UsageEvent
-from serving.model import Route
+from serving.route import Route
 
 
 class UsageJournal(Protocol):

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from serving.model import Route
+from serving.route import Route
 from wire.openai import ModelRequest, Operation
 
 BYTES_PER_TOKEN: Final = 3

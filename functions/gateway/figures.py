@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from core.money import format_pico
 from metering.model import Usage, UsageSource
-from serving.model import Route
+from serving.route import Route
 from wire.openai import TokenCounts
 
 Header = tuple[bytes, bytes]

@@ -8,7 +8,7 @@ from core.errors import FareboxError, Timeout, Unavailable
 from functions.gateway.exchange import Exchange
 from functions.gateway.record import refusal
 from functions.gateway.upstream import MAX_ERROR_BYTES, Answer, ServerGone, read_answer
-from serving.model import Route
+from serving.route import Route
 from wire.dialects import forward_members
 from wire.openai import FreeOperation, ModelRequest
 

@@ -31,7 +31,7 @@ from functions.gateway.metrics_page import add_metrics
 from functions.gateway.proxy import ControlProxy
 from functions.gateway.reading import ENDPOINT_PLANS, PLANS, Plan, find_plan
 from functions.gateway.scoring import ScoringRoutes, scoring_path
-from serving.model import Route
+from serving.route import Route
 from wire.openai import render_error
 
 __all__ = ["Gateway", "GatewayDependencies", "create_gateway", "fast_protocol"]

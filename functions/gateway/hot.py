@@ -8,7 +8,7 @@ from time import perf_counter_ns
 from typing import Final
 
 from access.keys import MAX_KEY_LENGTH, MAX_TOKEN_LENGTH, hash_key, looks_like_token
-from access.model import Principal
+from access.principal import Principal
 from core.errors import BadRequest, FareboxError, Forbidden, NotFound, Unauthenticated
 from core.ids import new_id
 from core.log import get_logger
@@ -25,7 +25,7 @@ from functions.gateway.reading import OPERATIONS_OF_TASK, Plan, new_record, read
 from functions.gateway.record import CallRecord
 from functions.gateway.traffic import choose
 from functions.gateway.upstream import ServerGone
-from serving.model import Route
+from serving.route import Route
 from wire.openai import (
     COMPLETION_LIMITS,
     OUTPUT_LIMITS,

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from access.model import Principal
+from access.principal import Principal
 from core.clock import Clock
 from core.errors import BadRequest, Conflict
 from functions.gateway.exchange import Header, Message, Send

@@ -8,11 +8,11 @@ import asyncio
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from access.model import Principal
+from access.principal import Principal
 from core.changes import MAX_BATCH, Change
 from core.clock import Clock
 from core.log import get_logger
-from serving.model import Route
+from serving.route import Route
 
 _log: Final = get_logger(__name__)
 

@@ -17,7 +17,7 @@ from functions.gateway.record import CallRecord
 from functions.gateway.scoring_record import new_record
 from functions.gateway.upstream import Answer, ServerGone, read_answer
 from metering.model import Status
-from serving.model import Route
+from serving.route import Route
 from wire.openai import ModelRequest
 
 if TYPE_CHECKING:

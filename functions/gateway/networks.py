@@ -6,7 +6,7 @@ from typing import Any, Final
 from core.errors import Forbidden
 from core.networks import Networks
 from core.settings import Settings
-from serving.model import Route
+from serving.route import Route
 
 _SUSPENDED: Final = {
     "subscription_missing": "serves an offer that its project is not subscribed to; who manages it can accept the terms."

@@ -1,7 +1,7 @@
 """How many calls each deployment of an online endpoint has taken, and how many it may."""
 
 from core.errors import RateLimited
-from serving.model import Route
+from serving.route import Route
 
 
 class Pending:

@@ -18,7 +18,7 @@ from functions.gateway.fair_queue import FairQueue, Ticket
 from functions.gateway.lookups import RouteName
 from functions.gateway.metrics import Metrics
 from functions.gateway.record import CallRecord
-from serving.model import Route
+from serving.route import Route
 
 _log: Final = get_logger(__name__)
 

@@ -2,12 +2,12 @@
 
 from typing import Final, NamedTuple, cast
 
-from access.model import Principal
+from access.principal import Principal
 from functions.gateway.dialect_record import DialectRecord
 from functions.gateway.exchange import Exchange
 from functions.gateway.record import CallRecord
 from functions.gateway.surfaces import ANTHROPIC, AZURE, OPENAI, RESPONSES, Surface
-from serving.model import Route
+from serving.route import Route
 from wire import azure
 from wire.openai import (
     COMPLETION_LIMITS,

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from access.admission.values import Figures, Grant
-from access.model import Principal
+from access.principal import Principal
 from core.errors import Timeout, UpstreamFailed
 from functions.gateway.balancing import Server
 from functions.gateway.figures import Cost, Tally, cost_lines, cost_of, metered
 from metering.model import Status, Usage, UsageEvent, UsageSource
-from serving.model import Route
+from serving.route import Route
 from wire import prompts, transcript
 from wire.dialects import JSON, AnswerStream, Body
 from wire.openai import (

@@ -31,8 +31,8 @@ from functions.gateway.traffic import choose
 from functions.gateway.traffic_figures import Ended
 from functions.gateway.upstream import MAX_ERROR_BYTES, Answer, ServerGone, read_answer, server_of
 from metering.model import Status
-from serving.model import Route
 from serving.online.collecting import Collecting
+from serving.route import Route
 from serving.traffic import Scoring
 from wire.dialects import Body
 

@@ -1,9 +1,9 @@
 """What is known of a scoring call."""
 
-from access.model import Principal
+from access.principal import Principal
 from functions.gateway.record import CallRecord
 from metering.model import Status, Usage, UsageSource
-from serving.model import Route
+from serving.route import Route
 from wire.openai import ModelRequest
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from sys import intern
 from typing import TypeVar
 
-from access.model import Principal
-from serving.model import Route, Tariff
+from access.principal import Principal
+from serving.route import Route, Tariff
 
 _T = TypeVar("_T")
 _MAX_SHARED = 256

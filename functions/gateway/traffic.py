@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from core.errors import NotFound
-from serving.model import Route
+from serving.route import Route
 from serving.traffic import DEPLOYMENT_HEADER, PERCENT
 from wire.suggestions import suggest
 

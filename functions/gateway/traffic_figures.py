@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from access.model import Principal
+from access.principal import Principal
 from core.log import get_logger
 from functions.gateway.exchange import Exchange
 from functions.gateway.exposition import Family, Sample

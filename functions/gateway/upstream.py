@@ -14,7 +14,7 @@ from core.settings import Settings
 from functions.gateway.origin import Target, target_of
 from functions.gateway.pool import Pool
 from functions.gateway.upstream_protocol import ServerGone, UpstreamConnection
-from serving.model import Route
+from serving.route import Route
 from wire.openai import FreeOperation, Operation
 
 __all__ = ["PATHS", "Answer", "ServerGone", "Upstream", "read_answer", "request_head"]

@@ -13,7 +13,7 @@ from access.admission.memory import MemoryAdmission
 from access.admission.model import Balance, ScopePolicy
 from access.admission.port import Admission
 from access.admission.store import read_balances, read_policies, read_policy
-from access.model import Principal
+from access.principal import Principal
 from access.store import key_status, principal_by_hash
 from core.changes import Change, last_seq, read_changes
 from core.clock import SystemClock
@@ -28,8 +28,8 @@ from functions.gateway.sharing import share_principal, share_route
 from functions.identity import TokenAccess, token_access
 from metering.journal import Journal
 from metering.store import recorded_sequences
-from serving.model import Route
 from serving.online.store import find_online_endpoint
+from serving.route import Route
 from serving.routes import list_routes, resolve
 from serving.store import find_endpoint
 

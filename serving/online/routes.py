@@ -7,11 +7,12 @@ from catalog.price_book import tariffs
 from catalog.store import find_model
 from core.errors import Invalid
 from serving import store as servers
-from serving.model import Endpoint, Route, Tariff
+from serving.model import Endpoint
 from serving.online import store
 from serving.online.collecting import Collecting, collecting
 from serving.online.model import OnlineDeployment
 from serving.online.spec import DeploymentSpec
+from serving.route import Route, Tariff
 from serving.subscriptions import MISSING, subscribed
 from serving.traffic import Scoring, Split
 

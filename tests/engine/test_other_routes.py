@@ -17,8 +17,8 @@ from azure.core.credentials import AzureKeyCredential
 from core.settings import Settings
 from serving.engines.install import python_of
 from serving.engines.vllm import serve_command, serve_env
-from serving.model import Tariff
 from serving.processes import free_port
+from serving.route import Tariff
 from tests.contract.clients.values import TARIFF, cost
 from tests.contract.clients.vllm_routes import ROUTES
 from tests.gateway_fixture import ENDPOINT, ENDPOINT_KEY, MODEL, PROJECT_KEY, RunningGateway, make_route

@@ -10,7 +10,8 @@ from access import store
 from access.admin import ensure_admin_key
 from access.files import SecretFileError
 from access.keys import hash_key, make_key
-from access.model import Organization, Principal, Project
+from access.model import Organization, Project
+from access.principal import Principal
 from access.sealer import SealBrokenError, Sealer
 from core.changes import last_seq, read_changes
 from core.database import Database

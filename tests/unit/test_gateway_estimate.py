@@ -8,7 +8,7 @@ import pytest
 from functions.gateway.estimate import worst_case
 from functions.gateway.figures import cost_of
 from metering.model import Usage
-from serving.model import Route, Tariff
+from serving.route import Route, Tariff
 from tests.gateway_fixture import make_route
 from wire.openai import COMPLETION_LIMITS, Operation, parse_request
 

@@ -7,7 +7,7 @@ from billing.rate import rate
 from core.money import format_pico
 from functions.gateway.figures import cost_lines, cost_of, headers_of, metered
 from metering.model import Usage
-from serving.model import Tariff
+from serving.route import Tariff
 from tests.gateway_fixture import make_route
 from wire.openai import TokenCounts
 

@@ -3,12 +3,12 @@
 import asyncio
 import threading
 
-from access.model import Principal
+from access.principal import Principal
 from core.changes import Change
 from core.clock import ManualClock
 from functions.gateway import lookups
 from functions.gateway.lookups import KeyAnswer, LookupCache, Lookups, RouteName
-from serving.model import Route
+from serving.route import Route
 from tests.gateway_fixture import make_route
 
 NAME = RouteName("prj_1", "", "", "m")

@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 
-from access.model import Principal
+from access.principal import Principal
 from functions.gateway.sharing import share_principal, share_route
-from serving.model import Tariff
+from serving.route import Tariff
 from tests.gateway_fixture import make_route
 
 

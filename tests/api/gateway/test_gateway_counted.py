@@ -14,7 +14,7 @@ from aiohttp import web
 
 from functions.tokens import TokenCounter
 from metering.model import Usage, UsageEvent
-from serving.model import Tariff
+from serving.route import Tariff
 from tests.gateway_fixture import MODEL, PROJECT_KEY, RunningGateway, make_route
 from tests.mock_engine import Behaviour, Json, MockEngine, wait_until
 from tests.small_tokenizer import make_tokenizer, rendered, tokens

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from access.model import Principal
+from access.principal import Principal
 from core.clock import SystemClock
 from core.errors import Conflict
 from functions.gateway import idempotency

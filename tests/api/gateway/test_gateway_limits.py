@@ -14,10 +14,10 @@ import pytest
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
 from access.admission.model import Balance, Budget, Limits, ScopePolicy
-from access.model import Principal
+from access.principal import Principal
 from functions.gateway.dependencies import GatewayDependencies
 from functions.gateway.limiter import Limiting
-from serving.model import Tariff
+from serving.route import Tariff
 from tests.gateway_fixture import MODEL, PROJECT_KEY, RunningGateway
 from tests.mock_engine import Behaviour, MockEngine, wait_until
 

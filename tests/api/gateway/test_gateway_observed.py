@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.model import Route
 from serving.online.collecting import Collecting
+from serving.route import Route
 from tests.api.gateway.test_gateway_collector import lines
 from tests.api.gateway.test_gateway_scoring import deployment, serve
 from tests.api.gateway.test_gateway_traffic import figures

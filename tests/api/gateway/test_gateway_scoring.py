@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.model import Route
+from serving.route import Route
 from serving.traffic import Scoring, Split
 from tests.gateway_fixture import ENDPOINT, ENDPOINT_KEY, OTHER_KEY, PROJECT_KEY, RunningGateway, make_route
 from tests.mock_engine import MockEngine, wait_until

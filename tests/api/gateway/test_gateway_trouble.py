@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from access.model import Principal
+from access.principal import Principal
 from metering.model import Usage
 from tests.gateway_fixture import ADMIN_KEY, MODEL, PROJECT_KEY, RunningGateway
 from tests.mock_engine import Behaviour, MockEngine, wait_until

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.model import Tariff
+from serving.route import Tariff
 from tests.contract.clients.values import ROUTES_OF_TASK, TARIFF
 from tests.gateway_fixture import RunningGateway, make_route
 from tests.mock_engine import MockEngine
