@@ -6,6 +6,8 @@ from functools import lru_cache
 from typing import Final, Protocol
 
 MINUTE_MS: Final = 60_000
+_time_ns: Final = time.time_ns
+_monotonic_ns: Final = time.monotonic_ns
 
 
 class Clock(Protocol):
@@ -20,10 +22,10 @@ class SystemClock:
     """The machine's own clock."""
 
     def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
+        return _time_ns() // 1_000_000
 
     def monotonic_ms(self) -> int:
-        return time.monotonic_ns() // 1_000_000
+        return _monotonic_ns() // 1_000_000
 
 
 class ManualClock:

@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Raw
 
 from core.errors import BadRequest, FareboxError
-from wire.openai_shapes import EngineUsage, PlainAnswer, TokenCounts, text_bytes
-from wire.requests import ModelRequest
+from wire.openai_shapes import EngineUsage, PlainAnswer, text_bytes
+from wire.requests import ModelRequest, TokenCounts
 
 __all__ = [
     "COMPLETION_LIMITS",

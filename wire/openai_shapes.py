@@ -21,16 +21,6 @@ def text_bytes(value: Any) -> int:
     return 0
 
 
-class TokenCounts(msgspec.Struct, frozen=True):
-    """Counts of one answer; `input` includes `cached_input`, `output` includes `reasoning`."""
-
-    input: int
-    cached_input: int
-    output: int
-    reasoning: int
-    audio_ms: int = 0  # of audio that was transcribed
-
-
 class _PromptDetails(msgspec.Struct):
     cached_tokens: int | float | None = None
 

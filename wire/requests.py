@@ -1,4 +1,6 @@
-"""What is known of a request: plain classes, because these are compiled and every call makes one."""
+"""What is known of a request and its answer: plain classes, because these are compiled and every call makes one."""
+
+from typing import Final
 
 from msgspec import Raw
 
@@ -27,6 +29,31 @@ class ModelRequest:
         self.choices = choices  # n
         self.max_tokens = max_tokens
         self.best_of = best_of  # answers that are made for a prompt, if more than are shown
+
+
+class TokenCounts:
+    """Counts of one answer; `input` includes `cached_input`, `output` includes `reasoning`."""
+
+    __slots__ = ("audio_ms", "cached_input", "input", "output", "reasoning")
+
+    def __init__(self, given: int, cached: int, output: int, reasoning: int, audio_ms: int = 0) -> None:
+        self.input: Final = given
+        self.cached_input: Final = cached
+        self.output: Final = output
+        self.reasoning: Final = reasoning
+        self.audio_ms: Final = audio_ms  # of audio that was transcribed
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenCounts) and self._all() == other._all()
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __repr__(self) -> str:
+        return f"TokenCounts{self._all()}"
+
+    def _all(self) -> tuple[int, int, int, int, int]:
+        return self.input, self.cached_input, self.output, self.reasoning, self.audio_ms
 
 
 class AudioRequest(ModelRequest):

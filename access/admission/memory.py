@@ -3,9 +3,8 @@
 `scope.py` counts what limits are about, `purse.py` what budgets are about.
 """
 
-import heapq
 from collections.abc import Iterable, Mapping
-from itertools import count
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from mypy_extensions import mypyc_attr
@@ -92,7 +91,7 @@ class MemoryAdmission:
         self._further: dict[tuple[str, str], _Path] = {}  # by key and endpoint: to others
         self._purses: dict[str, Purse] = {}  # by budget, as far as somebody asked
         self._expiries: list[tuple[int, int, _Hold]] = []  # a heap; settled holds in it are passed over
-        self._numbers = count()
+        self._number = 0  # of the last entry: what is of the same time is told apart by it
         self._settled = 0  # of those in the heap
 
     def admit(self, request: AdmitRequest) -> Decision:
@@ -108,7 +107,7 @@ class MemoryAdmission:
             if not purse.covers(now_ms, cost_pico):
                 return self._refuse(request, path.scopes)
         hold = _Hold(request, path)
-        heapq.heappush(self._expiries, (hold.expires_ms, next(self._numbers), hold))
+        self._watch(hold)
         requests, given = _figures(path.scopes, now_ms)
         return Grant(request, hold, requests, given)
 
@@ -130,8 +129,8 @@ class MemoryAdmission:
             if self._settled > 1000 and self._settled * 2 > len(self._expiries):
                 self._compact()
         difference = outcome.tokens - hold.tokens
-        for scope, slot in zip(hold.scopes, hold.slots, strict=True):
-            scope.correct(slot, hold.born_ms, difference)
+        for index, scope in enumerate(hold.scopes):
+            scope.correct(hold.slots[index], hold.born_ms, difference)
             if outcome.cost_pico:
                 for purse in scope.purses:
                     purse.charge(outcome.cost_pico, outcome.sequence, outcome.ended_ms)
@@ -211,17 +210,21 @@ class MemoryAdmission:
     def _expire(self, now_ms: int) -> None:
         heap = self._expiries
         while heap and heap[0][0] <= now_ms:
-            _, _, hold = heapq.heappop(heap)
+            _, _, hold = heappop(heap)
             if not hold.held:
                 self._settled -= 1
             elif hold.expires_ms > now_ms:
-                heapq.heappush(heap, (hold.expires_ms, next(self._numbers), hold))
+                self._watch(hold)
             else:
                 hold.release()
 
+    def _watch(self, hold: _Hold) -> None:
+        self._number += 1
+        heappush(self._expiries, (hold.expires_ms, self._number, hold))
+
     def _compact(self) -> None:
         self._expiries = [entry for entry in self._expiries if entry[2].held]
-        heapq.heapify(self._expiries)
+        heapify(self._expiries)
         self._settled = 0
 
     def _refuse(self, request: AdmitRequest, scopes: tuple[Scope, ...]) -> Refusal:

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from core.log import get_logger
 from functions.gateway.exchange import MAX_HEADER_BYTES, MAX_HEADERS, Header, Receive, Scope, Send
 from functions.gateway.fast_call import FastCall
-from functions.gateway.fast_lane import MAX_FAST_BODY, FastLane
+from functions.gateway.fast_lane import FastLane
 from functions.gateway.hot import OPERATIONS, HotRoutes, hot_route
 from functions.gateway.record import CallRecord
 from functions.gateway.upstream import ServerGone
@@ -119,7 +119,8 @@ class FastLaneProtocol:
         self._caller_slow = False
         self._in_head = False
         self._head_since = 0.0  # when one did not come in one piece
-        self._head_bytes = 0
+        self._head_bytes = 0  # read after the piece in which it began
+        self._header_bytes = 0
 
     # -- the transport's side --
 
@@ -167,11 +168,9 @@ class FastLaneProtocol:
             self._slow._unsupported_upgrade_warning()  # to WebSocket or HTTP/2: answered as if it had not asked
         if self._candidate is not None:
             self.deadline = self._loop.time() + _BODY_PATIENCE_S
-        elif not self._in_head:
-            self._head_bytes = 0
-        elif self._head_bytes > _MAX_HEAD_READ:
+        elif self._in_head and self._head_bytes > _MAX_HEAD_READ:
             self._refuse(431)
-        else:
+        elif self._in_head:
             if not self._head_since:
                 self._head_since = self._loop.time()
             self.deadline = self._head_since + _HEAD_TIMEOUT_S
@@ -220,6 +219,8 @@ class FastLaneProtocol:
         self._url = b""
         self._expects = False
         self._headers = []
+        self._header_bytes = 0
+        self._head_bytes = 0  # what else came in the same piece may be of the request before
         self._in_head = True
 
     def on_url(self, url: bytes) -> None:
@@ -230,6 +231,7 @@ class FastLaneProtocol:
         if name == b"expect" and value.lower() == b"100-continue":
             self._expects = True
         self._headers.append((name, value))
+        self._header_bytes += len(name) + len(value)
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_since = False, 0.0
@@ -270,7 +272,7 @@ class FastLaneProtocol:
             found = hot_route(url.decode("latin-1")) if b"%" not in url and b"?" not in url else None
         if (
             found is None
-            or self._head_bytes > MAX_HEADER_BYTES + MAX_FAST_BODY
+            or self._header_bytes > MAX_HEADER_BYTES
             or len(self._headers) > MAX_HEADERS
             or self._expects
             or self._served is not None

@@ -112,14 +112,16 @@ class Metrics:
         model.calls[name] = model.calls.get(name, 0) + 1
         if event.status != "error":  # by the policy these are not billed
             usage = event.usage
-            model.input += usage.input - usage.cached_input
-            model.cached_input += usage.cached_input
+            cached = usage.cached_input
+            model.input += usage.input - cached
+            model.cached_input += cached
             model.output += usage.output
             model.audio_ms += usage.audio_ms
-        if event.first_byte_ms:
-            model.first_byte.note((event.first_byte_ms - event.sent_ms) * 1000)
-        model.duration.note((event.ended_ms - event.received_ms) * 1000)
-        self.commit.note((now_ms - event.ended_ms) * 1000)
+        first_byte_ms, ended_ms = event.first_byte_ms, event.ended_ms
+        if first_byte_ms:
+            model.first_byte.note((first_byte_ms - event.sent_ms) * 1000)
+        model.duration.note((ended_ms - event.received_ms) * 1000)
+        self.commit.note((now_ms - ended_ms) * 1000)
 
     def refused(self, error: FareboxError) -> None:
         """A request was answered with an error, and nothing was done for it."""

@@ -112,7 +112,7 @@ class Connection:
         self._held = 0  # of the server's: by what is read, waits or runs
         self._running = 0  # of these, by the request that is answered now
         self._ids, self._cors, self._keep_alive = (), "", True
-        self._in_head, self._unfinished = False, 0
+        self._in_head, self._unfinished, self._heads = False, 0, 0
         self._reset()
 
     def _reset(self):
@@ -142,11 +142,11 @@ class Connection:
         if self._transport is None:
             return  # one connection too many
         self._cancel_timer()
-        unfinished = self._in_head
+        unfinished, heads = self._in_head, self._heads
         try:
             self._parser.feed_data(data)
-            # A header without end is kept by the parser, which does not call us.
-            if unfinished and self._in_head:
+            # A header without end is kept by the parser, which does not call us. One that began in between is another.
+            if unfinished and self._in_head and self._heads == heads:
                 self._unfinished += len(data)
                 if self._unfinished > MAX_HEAD:
                     self._refuse_head()
@@ -206,9 +206,13 @@ class Connection:
 
     def on_message_begin(self):
         self._reset()
-        self._in_head, self._unfinished = True, 0
+        self._begin_head()
         self._read()
         self._reading = self._loop.call_later(READ_S, self._too_slow)
+
+    def _begin_head(self):
+        self._in_head, self._unfinished = True, 0
+        self._heads += 1
 
     def on_url(self, url):
         self._url += url
@@ -241,7 +245,7 @@ class Connection:
 
     def on_chunk_header(self):
         # Behind the last chunk come trailers; one without end is kept by the parser, like a header.
-        self._in_head, self._unfinished = True, 0
+        self._begin_head()
 
     def on_chunk_complete(self):
         self._in_head = False

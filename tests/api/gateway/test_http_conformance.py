@@ -259,6 +259,20 @@ def test_a_large_body_in_time(gateway: RunningGateway, engine: MockEngine) -> No
     assert len(engine.seen[-1].raw) > 1_100_000
 
 
+def test_a_large_head(gateway: RunningGateway, slow_gateway: RunningGateway, engine: MockEngine) -> None:
+    """64 KiB of headers are taken, more is refused, whichever lane it is, and wherever the request before it ended."""
+    for size, status, closes in ((60_000, 200, False), (70_000, 431, True)):
+        large = request(headers=f"X-Pad: {'a' * size}\r\n")
+        assert outcome(gateway, large) == outcome(slow_gateway, large) == ([status], closes)
+        assert outcome(gateway, request() + large) == ([200, status], closes)
+
+
+def test_many_requests_at_once(gateway: RunningGateway, engine: MockEngine) -> None:
+    """A megabyte of requests, in pieces that end anywhere: none of them is taken for one endless head."""
+    ask = f"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Pad: {'a' * 2500}\r\n\r\n".encode()
+    assert outcome(gateway, ask * 400) == ([200] * 400, False)
+
+
 def test_a_head_that_does_not_end(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_protocol, "_HEAD_TIMEOUT_S", 0.5)
     for start in (b"P", b"POST /v1/chat/comp", request()[:60], b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: "):
