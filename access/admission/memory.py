@@ -10,19 +10,11 @@ from typing import Final
 from mypy_extensions import mypyc_attr
 
 from access.admission.book import PolicyBook
-from access.admission.model import (
-    DAY_MS,
-    HELD_RETRY_MS,
-    Balance,
-    BudgetUse,
-    Decision,
-    Refusal,
-    ScopePolicy,
-)
+from access.admission.model import DAY_MS, HELD_RETRY_MS, BudgetUse, Decision, Refusal, ScopePolicy
 from access.admission.purse import Purse
 from access.admission.refusals import hardest
 from access.admission.scope import Scope
-from access.admission.values import AdmitRequest, Figures, Grant, Outcome
+from access.admission.values import AdmitRequest, Balance, Figures, Grant, Outcome
 
 _SEEMS_UNLIMITED: Final = 1 << 61  # less what was used of it
 _MAX_STATES: Final = 200_000

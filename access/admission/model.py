@@ -3,7 +3,6 @@
 What every call makes is in `values.py`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -59,19 +58,6 @@ class Budget:
     window: BudgetWindow
     hard: bool = True
     created_ms: int = 0
-
-
-class Balance(msgspec.Struct, frozen=True):
-    """What is on record as spent from a budget in the window that starts at `window_ms`.
-
-    `through` tells, for each gateway, the number of the last usage event that is included. Versions grow.
-    """
-
-    budget_id: str
-    window_ms: int
-    spent_pico: int
-    version: int
-    through: Mapping[str, int]
 
 
 class BudgetUse(msgspec.Struct, frozen=True):

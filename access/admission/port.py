@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Iterable, Mapping
 from inspect import isawaitable
 from typing import Protocol, TypeVar
 
-from access.admission.model import Balance, BudgetUse, Decision
-from access.admission.values import AdmitRequest, Grant, Outcome
+from access.admission.model import BudgetUse, Decision
+from access.admission.values import AdmitRequest, Balance, Grant, Outcome
 
 T = TypeVar("T")
 

@@ -7,7 +7,8 @@ from typing import Final
 
 from mypy_extensions import mypyc_attr
 
-from access.admission.model import Balance, Budget, window_end, window_start
+from access.admission.model import Budget, window_end, window_start
+from access.admission.values import Balance
 
 UNLIMITED: Final = (1 << 62) - 1  # the largest integer that compiled code keeps without an object
 _MAX_UNCONFIRMED: Final = 10_000  # commits of the journal, not calls

@@ -17,7 +17,6 @@ from access.admission.model import (
     DAY_MS,
     HELD_RETRY_MS,
     WINDOW_MS,
-    Balance,
     Budget,
     BudgetUse,
     Decision,
@@ -28,7 +27,7 @@ from access.admission.model import (
     window_start,
 )
 from access.admission.refusals import hardest
-from access.admission.values import AdmitRequest, Figures, Grant, Outcome
+from access.admission.values import AdmitRequest, Balance, Figures, Grant, Outcome
 from core.log import get_logger
 from core.money import PICO_PER_USD
 

@@ -11,7 +11,6 @@ from sqlalchemy import Connection, Row, bindparam, delete, insert, select, updat
 
 from access.admission.model import (
     BUDGET_SCOPES,
-    Balance,
     Budget,
     BudgetScope,
     BudgetWindow,
@@ -21,6 +20,7 @@ from access.admission.model import (
     window_end,
     window_start,
 )
+from access.admission.values import Balance
 from access.tables import budgets, limits
 from core.changes import record_change
 from core.errors import NotFound
@@ -371,5 +371,8 @@ def read_balances(
     never missed.
     """
     columns = (budgets.c.id, budgets.c.window_ms, budgets.c.spent_pico, budgets.c.version)
-    rows = connection.execute(select(*columns).where(budgets.c.version >= since_version))
-    return [Balance(*row, through) for row in rows]
+    with connection.execute(select(*columns).where(budgets.c.version >= since_version)) as result:
+        assert result.cursor is not None, "of a query"
+        # The driver's own rows: with many keys there are as many as calls, and SQLAlchemy's take half the time.
+        rows = result.cursor.fetchall()
+    return [Balance(id_, window_ms, int(spent), version, through) for id_, window_ms, spent, version in rows]

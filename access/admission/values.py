@@ -3,6 +3,7 @@
 Plain classes, because these are compiled and every call makes them; what is rarer is in `model.py`.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from mypy_extensions import mypyc_attr
@@ -92,3 +93,22 @@ class Outcome:
         self.cost_pico: Final = cost_pico
         self.sequence: Final = sequence
         self.ended_ms: Final = ended_ms
+
+
+@mypyc_attr(acyclic=True)
+class Balance:
+    """What is on record as spent from a budget in the window that starts at `window_ms`.
+
+    `through` tells, for each gateway, the number of the last usage event that is included. Versions grow.
+    """
+
+    __slots__ = ("budget_id", "spent_pico", "through", "version", "window_ms")
+
+    def __init__(
+        self, budget_id: str, window_ms: int, spent_pico: int, version: int, through: Mapping[str, int]
+    ) -> None:
+        self.budget_id: Final = budget_id
+        self.window_ms: Final = window_ms
+        self.spent_pico: Final = spent_pico
+        self.version: Final = version
+        self.through: Final = through

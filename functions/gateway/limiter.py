@@ -12,17 +12,9 @@ from typing import Final, NamedTuple, Protocol
 
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
-from access.admission.model import (
-    NEVER_MS,
-    Balance,
-    Decision,
-    Refusal,
-    ScopePolicy,
-    describe,
-    seconds,
-)
+from access.admission.model import NEVER_MS, Decision, Refusal, ScopePolicy, describe, seconds
 from access.admission.port import Admission, answered
-from access.admission.values import AdmitRequest, Figures, Grant, Outcome
+from access.admission.values import AdmitRequest, Balance, Figures, Grant, Outcome
 from core.changes import Change
 from core.clock import Clock
 from core.errors import FareboxError, PaymentRequired, RateLimited, Unavailable
@@ -279,7 +271,9 @@ class Limiter:
     async def _exchange(self, balances: Sequence[Balance], *, every: bool = False) -> None:
         """Take over balances and tell the control process what is held."""
         uses = await answered(self._admission.exchange(balances, self._clock.now_ms(), every=every))
-        self._version = max((each.version for each in balances), default=self._version)
+        for each in balances:
+            if each.version > self._version:
+                self._version = each.version
         held = {budget_id: use.held_pico for budget_id, use in uses.items() if use.held_pico}
         if held or self._held:
             self._held = held

@@ -10,9 +10,10 @@ from functools import partial
 
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
-from access.admission.model import Balance, ScopePolicy
+from access.admission.model import ScopePolicy
 from access.admission.port import Admission
 from access.admission.store import read_balances, read_policies, read_policy
+from access.admission.values import Balance
 from access.principal import Principal
 from access.store import key_status, principal_by_hash
 from core.changes import Change, last_seq, read_changes

@@ -7,18 +7,9 @@ from typing import Any
 
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
-from access.admission.model import (
-    Balance,
-    Budget,
-    BudgetUse,
-    Decision,
-    Limits,
-    Refusal,
-    ScopePolicy,
-    window_start,
-)
+from access.admission.model import Budget, BudgetUse, Decision, Limits, Refusal, ScopePolicy, window_start
 from access.admission.port import Admission, answered
-from access.admission.values import AdmitRequest, Grant, Outcome
+from access.admission.values import AdmitRequest, Balance, Grant, Outcome
 
 NOW = 1_760_000_000_000
 GATEWAY = "gateway-1"

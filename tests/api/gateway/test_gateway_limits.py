@@ -13,7 +13,8 @@ import pytest
 
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
-from access.admission.model import Balance, Budget, Limits, ScopePolicy
+from access.admission.model import Budget, Limits, ScopePolicy
+from access.admission.values import Balance
 from access.principal import Principal
 from functions.gateway.dependencies import GatewayDependencies
 from functions.gateway.limiter import Limiting
