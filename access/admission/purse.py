@@ -12,6 +12,7 @@ from access.admission.values import Balance
 
 UNLIMITED: Final = (1 << 62) - 1  # the largest integer that compiled code keeps without an object
 _MAX_UNCONFIRMED: Final = 10_000  # commits of the journal, not calls
+_NO_CEILING: Final = 10**30  # pico-dollars: more than there is money
 _UNOPENED: Final = 1  # as the end of a window: so that the first look opens one
 
 
@@ -52,7 +53,7 @@ class Purse:
     def apply(self, budget: Budget) -> None:
         """Another amount from now on; what was spent stays."""
         self.budget = budget
-        self.ceiling_pico = budget.amount_pico if budget.hard else UNLIMITED
+        self.ceiling_pico = budget.amount_pico if budget.hard else _NO_CEILING
 
     def covers(self, now_ms: int, cost_pico: int | None) -> bool:
         """Whether a call of that cost fits; None, which cannot be known, fits only where nothing is refused."""

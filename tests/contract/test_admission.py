@@ -248,6 +248,16 @@ def test_a_soft_budget_counts_and_refuses_nobody(admission: Driver) -> None:
     assert admission.exchange()["budget_org_1"].spent_pico == 900
 
 
+def test_a_soft_budget_refuses_nobody_whatever_was_spent(admission: Driver) -> None:
+    """More than fits into 64 bits, too: 2^62 pico-dollars are 4.6 million dollars."""
+    soft = budget(10, hard=False)
+    admission.budgets(soft)
+    admission.exchange([admission.balance(soft, 10**21)])
+    admission.settle(granted(admission.admit("a", NOW, 1, 10**20)), 1, 10**20)
+    granted(admission.admit("b", NOW, 1, 10**20))
+    assert admission.exchange()[soft.id].spent_pico == 10**21 + 10**20
+
+
 def test_a_model_without_a_price_does_not_pass_a_hard_budget(admission: Driver) -> None:
     admission.budgets(budget(10**15))
     assert refused(admission.admit("a", NOW, 1, None)).reason == "no_price"
