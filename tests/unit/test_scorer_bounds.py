@@ -84,6 +84,17 @@ def test_trailers_and_many_chunks_are_fine(tmp_path: Path) -> None:
         assert found.startswith(b"HTTP/1.1 200 ") and found.endswith(b'"' + b"1" * 30_000 + b'"')
 
 
+def test_a_piece_that_ends_within_a_chunks_head(tmp_path: Path) -> None:
+    """What came before that head in the same piece is no part of it."""
+    head = b"POST /score HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    with limited(tmp_path, ECHO, "READ_S=60") as scorer, connect(scorer) as caller:
+        for piece in (head + b"1\r\n", b'"\r\n' + b"1\r\n1\r\n" * 20_000 + b"1\r\n", b'"\r\n0\r\n\r\n'):
+            caller.sendall(piece)
+            time.sleep(0.2)
+        found = answer_of(caller)
+        assert found.startswith(b"HTTP/1.1 200 ") and found.endswith(b'"' + b"1" * 20_000 + b'"')
+
+
 def test_a_request_that_dribbles_is_ended(tmp_path: Path) -> None:
     with limited(tmp_path, ECHO, "READ_S=1") as scorer, connect(scorer) as caller:
         caller.sendall(b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
