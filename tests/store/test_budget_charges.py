@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, event
 
 from access.admission.model import BudgetScope, BudgetWindow
-from access.admission.store import Charge, StoredBudget, charge, create_budget, list_budgets
+from access.admission.store import Charge, StoredBudget, charge, create_budget, list_budgets, read_balances
 from core.database import Database
 
 NOW = 1_760_000_000_000
@@ -112,3 +112,16 @@ def test_a_batch_takes_a_few_statements_however_many_keys_it_is_of(db: Database)
         charges = [Charge(NOW, "org_1", "proj_1", f"key_{number % 300}", 1) for number in range(900)]
         assert charge(connection, charges, NOW) == 300
     assert len(seen) <= 4, seen
+
+
+def test_balances_are_whole_numbers_whatever_the_database_keeps_them_as(db: Database) -> None:
+    much = 10**21 + 1  # neither 64 bits nor a float hold it
+    with db.begin() as connection:
+        _budget(connection, "key", "key_1", 100)
+        _budget(connection, "key", "key_2", 100)
+        assert charge(connection, [Charge(NOW, "org_1", "p", "key_1", much)], NOW + 5) == 1
+        found = read_balances(connection, {"gateway-1": 7})
+        [moved] = read_balances(connection, {}, NOW + 5)
+    assert sorted(each.spent_pico for each in found) == [0, much]
+    assert all(type(each.spent_pico) is int and each.through == {"gateway-1": 7} for each in found)
+    assert (moved.spent_pico, moved.window_ms, moved.version) == (much, NOW - NOW % DAY, NOW + 5)
