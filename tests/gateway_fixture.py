@@ -26,8 +26,7 @@ from core.settings import Settings
 from functions.gateway.control import ControlClient
 from functions.gateway.fast_lane import FastLane
 from functions.gateway.handler import Gateway, GatewayDependencies, create_gateway, fast_protocol
-from functions.gateway.hot import route_name
-from functions.gateway.lookups import KeyAnswer, RouteName
+from functions.gateway.lookups import KeyAnswer, RouteName, route_name
 from functions.tokens import TokenCounter
 from metering.model import UsageEvent
 from serving.route import Route

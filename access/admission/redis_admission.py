@@ -73,7 +73,7 @@ class RedisAdmission:
         """See `Admission`."""
         policies = self._book.of(request)
         if not any(policy.limits or policy.budgets for policy in policies):
-            return Grant(request, None)
+            return Grant()
         asked = {
             "id": request.request_id,
             "now": request.now_ms,
@@ -99,7 +99,7 @@ class RedisAdmission:
         requests, tokens = _figures(policies, counts, request.now_ms)
         if granted:
             slots = [int(count[4]) for count in counts]
-            return Grant(request, (policies, slots), requests, tokens)
+            return Grant(requests, tokens, (request, policies, slots))
         found = [_refusal(fields, policies, request) for fields in obstacles]
         return hardest(found, requests, tokens)
 
@@ -110,14 +110,14 @@ class RedisAdmission:
         is_open = organization is not None and organization.open_on_outage
         _log.error("admission cannot reach Redis", extra={"reason": str(error), "served": is_open})
         if is_open:
-            return Grant(request, (tuple(policies), [0] * len(policies)))
+            return Grant(hold=(request, tuple(policies), [0] * len(policies)))
         return Refusal("unavailable", "organization", request.org_id, "", 0, 0, 0, _RETRY_MS)
 
     async def renew(self, grant: Grant, expires_ms: int) -> None:
         """See `Admission`."""
         if grant.hold is None:
             return
-        request = grant.request
+        request, _, _ = grant.hold
         try:
             holds = f"{_prefix(request.org_id)}:holds"
             await _awaitable(self._client.zadd(holds, {request.request_id: expires_ms}, xx=True, gt=True))
@@ -128,8 +128,7 @@ class RedisAdmission:
         """See `Admission`. When Redis is down the hold expires, and the cost arrives with the next balance."""
         if grant.hold is None:
             return
-        policies, slots = grant.hold
-        request = grant.request
+        request, policies, slots = grant.hold
         # The budgets of now: one that was deleted meanwhile has no say, a new one counts the call.
         budgets = _budgets(self._book.of(request))
         asked = {

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from mypy_extensions import mypyc_attr
 
+from access.principal import LastCall
+
 
 @mypyc_attr(acyclic=True)
 class AdmitRequest:
@@ -19,6 +21,7 @@ class AdmitRequest:
         "estimated_tokens",
         "expires_ms",
         "key_id",
+        "last_call",
         "now_ms",
         "online",
         "org_id",
@@ -38,6 +41,7 @@ class AdmitRequest:
         now_ms: int,
         expires_ms: int,
         online: bool = False,
+        last_call: LastCall | None = None,
     ) -> None:
         self.request_id: Final = request_id
         self.org_id: Final = org_id
@@ -49,6 +53,7 @@ class AdmitRequest:
         self.now_ms: Final = now_ms
         self.expires_ms: Final = expires_ms
         self.online: Final = online  # of an online endpoint: another default limit
+        self.last_call: Final = last_call  # of that key
 
 
 @mypyc_attr(acyclic=True)
@@ -65,21 +70,19 @@ class Figures:
 
 @mypyc_attr(acyclic=True)
 class Grant:
-    """The call may go on. `hold` is the implementation's own; give the grant back with `settle`."""
+    """The call may go on; give the grant back with `settle`.
 
-    __slots__ = ("hold", "request", "requests", "tokens")
+    What is reserved the implementation keeps in a class of its own that comes of this one, or in `hold`.
+    """
+
+    __slots__ = ("hold", "requests", "tokens")
 
     def __init__(
-        self,
-        request: AdmitRequest,
-        hold: Any,
-        requests: Figures | None = None,
-        tokens: Figures | None = None,
+        self, requests: Figures | None = None, tokens: Figures | None = None, hold: Any = None
     ) -> None:
-        self.request: Final = request
+        self.requests = requests
+        self.tokens = tokens
         self.hold: Final = hold
-        self.requests: Final = requests
-        self.tokens: Final = tokens
 
 
 @mypyc_attr(acyclic=True)

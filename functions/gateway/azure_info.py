@@ -7,7 +7,8 @@ from core.errors import FareboxError, NotFound
 from functions.gateway import openapi
 from functions.gateway.exchange import error_headers
 from functions.gateway.gateway import Gateway
-from functions.gateway.hot import authenticate, route_name, unknown_model
+from functions.gateway.hot import authenticate, unknown_model
+from functions.gateway.lookups import route_name
 from functions.gateway.networks import address_of
 from functions.gateway.surfaces import AZURE
 from serving.route import Route

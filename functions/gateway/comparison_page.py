@@ -10,7 +10,8 @@ from functions.gateway import openapi
 from functions.gateway.comparison import Comparison
 from functions.gateway.exposition import Family
 from functions.gateway.gateway import Gateway
-from functions.gateway.hot import authenticate, route_name, unknown_model
+from functions.gateway.hot import authenticate, unknown_model
+from functions.gateway.lookups import route_name
 from functions.gateway.networks import address_of
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {

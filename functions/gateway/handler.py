@@ -26,7 +26,8 @@ from functions.gateway.exchange import Message, Receive, Scope, Send, error_head
 from functions.gateway.fast_lane import FastLane
 from functions.gateway.fast_protocol import protocol_class
 from functions.gateway.gateway import Gateway
-from functions.gateway.hot import HotRoutes, authenticate, route_name, unknown_model
+from functions.gateway.hot import HotRoutes, authenticate, unknown_model
+from functions.gateway.lookups import route_name
 from functions.gateway.metrics_page import add_metrics
 from functions.gateway.proxy import ControlProxy
 from functions.gateway.reading import ENDPOINT_PLANS, PLANS, Plan, find_plan

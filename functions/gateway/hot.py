@@ -19,7 +19,7 @@ from functions.gateway.free_call import FreeCall
 from functions.gateway.gateway import Gateway
 from functions.gateway.idempotency import IDEMPOTENCY_KEY, Recorder, Replayed, replay
 from functions.gateway.limiter import limit_headers
-from functions.gateway.lookups import RouteName
+from functions.gateway.lookups import route_name
 from functions.gateway.observed_call import make_call
 from functions.gateway.reading import OPERATIONS_OF_TASK, Plan, new_record, read_request
 from functions.gateway.record import CallRecord
@@ -110,14 +110,6 @@ def presented_key(headers: dict[bytes, bytes]) -> str:
     return (headers.get(b"api-key") or headers.get(b"x-api-key", b"")).strip().decode("latin-1")
 
 
-def route_name(principal: Principal, endpoint_name: str, model: str) -> RouteName:
-    """What is looked up for a caller: within an endpoint key's endpoint, else within the key's project."""
-    # As RouteName(…) does it, without the call of Python in between.
-    if principal.kind == "endpoint":
-        return tuple.__new__(RouteName, ("", principal.endpoint_id, endpoint_name, model))
-    return tuple.__new__(RouteName, (principal.project_id, "", endpoint_name, model))
-
-
 def unknown_model(model: str, endpoint_name: str) -> NotFound:
     """OpenAI's answer to a model that is not there, with what to do about it."""
     if endpoint_name:
@@ -157,7 +149,7 @@ def warm_call(
     model = request.model or ""
     if not model and not endpoint_name:
         return None
-    route = gateway.lookups.routes.peek(route_name(principal, endpoint_name, model))
+    route = gateway.lookups.known_route(principal, endpoint_name, model)
     if route is None or route.private or route.suspended:  # the slow lane knows where the caller is
         return None
     shadow = None

@@ -103,6 +103,7 @@ class Limiter:
             now_ms,
             now_ms + self._hold_ms,
             route.scoring is not None and not route.scoring.serverless,
+            record.principal.last_call,
         )
         decision = self._admission.admit(request)
         # Not `isawaitable`: it costs more than the rest of this function.

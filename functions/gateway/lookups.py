@@ -6,6 +6,7 @@ overtook is used once and not remembered.
 
 import asyncio
 from collections.abc import Callable, Hashable
+from itertools import count
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from access.principal import Principal
@@ -29,12 +30,22 @@ class RouteName(NamedTuple):
     model: str  # from the body
 
 
+def route_name(principal: Principal, endpoint_name: str, model: str) -> RouteName:
+    """What is looked up for a caller: within an endpoint key's endpoint, else within the key's project."""
+    # As RouteName(…) does it, without the call of Python in between.
+    if principal.kind == "endpoint":
+        return tuple.__new__(RouteName, ("", principal.endpoint_id, endpoint_name, model))
+    return tuple.__new__(RouteName, (principal.project_id, "", endpoint_name, model))
+
+
 MAX_HITS: Final = 200_000
 MAX_MISSES: Final = 20_000
 CLEAR: Final = "clear"
 _POLICY_KINDS: Final = ("limit", "budget")
 POLL_EVERY_S: Final = 0.5
 FEED_SILENT_S: Final = 5.0  # without a successful poll for this long, the database counts as unreachable
+
+_generations: Final = count(1)  # for all caches of the process: a key's last call is of one of them
 
 _K = TypeVar("_K", bound=Hashable)
 _H = TypeVar("_H")
@@ -65,7 +76,7 @@ class LookupCache(Generic[_K, _H, _M]):
         self._misses: dict[_K, _M] = {}
         self._by_ref: dict[str, set[_K]] = {}
         self._loading: dict[_K, asyncio.Task[_H | _M]] = {}
-        self._generation = 0
+        self.generation = next(_generations)  # another one whenever something may have changed
 
     def peek(self, key: _K) -> _H | None:
         """The remembered hit, None when there is none."""
@@ -91,15 +102,15 @@ class LookupCache(Generic[_K, _H, _M]):
         return await asyncio.shield(task)
 
     async def _fill(self, key: _K, load: Callable[[], _H | _M] | None) -> _H | _M:
-        generation = self._generation
+        generation = self.generation
         try:
             answer = (
                 await asyncio.to_thread(self._load, key) if load is None else await asyncio.to_thread(load)
             )
         finally:
-            if self._generation == generation:
+            if self.generation == generation:
                 self._loading.pop(key, None)
-        if self._generation == generation:
+        if self.generation == generation:
             self._keep(key, answer)
         return answer
 
@@ -128,7 +139,7 @@ class LookupCache(Generic[_K, _H, _M]):
 
     def forget(self, ref: str) -> None:
         """The row `ref` changed or is new: drop what came of it, all misses, and what is being loaded now."""
-        self._generation += 1
+        self.generation = next(_generations)
         self._loading = {}
         self._misses.clear()
         for key in list(self._by_ref.get(ref, ())):
@@ -136,7 +147,7 @@ class LookupCache(Generic[_K, _H, _M]):
 
     def clear(self) -> None:
         """Forget everything."""
-        self._generation += 1
+        self.generation = next(_generations)
         self._loading = {}
         self._hits.clear()
         self._misses.clear()
@@ -179,6 +190,22 @@ class Lookups:
         if isinstance(answer, Principal) and 0 < answer.expires_ms <= self._clock.now_ms():
             return "expired"
         return answer
+
+    def known_route(self, principal: Principal, endpoint_name: str, model: str) -> Route | None:
+        """The remembered route of a call, None where there is none."""
+        last, routes = principal.last_call, self.routes
+        if (
+            last.route_number == routes.generation
+            and last.model == model
+            and last.endpoint_name == endpoint_name
+        ):
+            known: Route = last.route
+            return known
+        route = routes.peek(route_name(principal, endpoint_name, model))
+        if route is not None:
+            last.route, last.route_number = route, routes.generation
+            last.model, last.endpoint_name = model, endpoint_name
+        return route
 
     async def bearer(self, token_hash: str, load: Callable[[], Principal]) -> Principal:
         """Who sent a token that the database does not know; `load` is asked again when what it said is too old."""

@@ -14,7 +14,8 @@ from functions.gateway.balancing import Server
 from functions.gateway.bandwidth import REQUEST_DELAY, RESPONSE_DELAY, delay_header
 from functions.gateway.call import MeteredCall
 from functions.gateway.exchange import Exchange, Receive, Scope, Send
-from functions.gateway.hot import HotRoutes, authenticate, route_name, unknown_model
+from functions.gateway.hot import HotRoutes, authenticate, unknown_model
+from functions.gateway.lookups import route_name
 from functions.gateway.observed_call import payload_of
 from functions.gateway.places import QueueRefused
 from functions.gateway.reading import ENDPOINT_PLANS

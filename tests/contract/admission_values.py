@@ -10,11 +10,16 @@ from access.admission.memory import MemoryAdmission
 from access.admission.model import Budget, BudgetUse, Decision, Limits, Refusal, ScopePolicy, window_start
 from access.admission.port import Admission, answered
 from access.admission.values import AdmitRequest, Balance, Grant, Outcome
+from access.principal import LastCall
 
 NOW = 1_760_000_000_000
 GATEWAY = "gateway-1"
 MINUTE = 60_000
 DAY = 86_400_000
+
+
+# Of all tests of the process: what one admission found is nothing to another.
+_LAST_CALLS: dict[str, LastCall] = {}
 
 
 def request(
@@ -29,7 +34,10 @@ def request(
 ) -> AdmitRequest:
     """A call of organization org_1, project proj_1."""
     expires = expires_ms or now_ms + 600_000
-    return AdmitRequest(request_id, "org_1", "proj_1", key, endpoint, tokens, cost, now_ms, expires)
+    last = _LAST_CALLS.setdefault(key, LastCall())
+    return AdmitRequest(
+        request_id, "org_1", "proj_1", key, endpoint, tokens, cost, now_ms, expires, last_call=last
+    )
 
 
 def budget(amount: int, scope: str = "organization", scope_id: str = "org_1", **changes: Any) -> Budget:

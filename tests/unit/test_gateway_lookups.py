@@ -186,3 +186,44 @@ async def test_the_database_counts_as_lost_after_a_while() -> None:
     assert found.database_reachable
     clock.advance(5000)
     assert not found.database_reachable
+
+
+async def test_a_holders_last_call_leads_where_the_next_one_asks_for_the_same() -> None:
+    source = Source()
+    other = RouteName("prj_1", "", "", "other")
+    source.answers |= {NAME: make_route("http://x"), other: make_route("http://y", deployment_id="dep_2")}
+    found, holder = make(source), Principal("project", "key_1", "org_1", "prj_1")
+    await found.poll()
+    assert found.known_route(holder, "", "m") is None, "nobody has looked it up yet"
+    for name in (NAME, other):
+        await found.routes.find(name)
+    for model, url in (("m", "http://x"), ("m", "http://x"), ("other", "http://y"), ("m", "http://x")):
+        route = found.known_route(holder, "", model)
+        assert route is not None and route.urls == (url,)
+    assert found.known_route(holder, "other", "m") is None, "another address is another name"
+    assert found.known_route(Principal("project", "key_2", "org_1", "prj_2"), "", "m") is None
+
+
+async def test_a_last_call_leads_nowhere_once_something_changed() -> None:
+    source = Source()
+    source.answers[NAME] = make_route("http://old")
+    found, holder = make(source), Principal("project", "key_1", "org_1", "prj_1")
+    await found.poll()
+    for kind, ref in (("deployment", "dep_1"), ("endpoint", "ep_new"), ("clear", "")):
+        await found.routes.find(NAME)
+        assert found.known_route(holder, "", "m") is not None
+        source.changed(kind, ref)
+        await found.poll()
+        assert found.known_route(holder, "", "m") is None, kind
+
+
+async def test_a_last_call_is_of_one_gateway() -> None:
+    sources, holder = (Source(), Source()), Principal("project", "key_1", "org_1", "prj_1")
+    both = []
+    for source, url in zip(sources, ("http://one", "http://two"), strict=True):
+        source.answers[NAME] = make_route(url)
+        both.append(make(source))
+        await both[-1].routes.find(NAME)
+    for _ in range(2):
+        urls = [route.urls for each in both if (route := each.known_route(holder, "", "m")) is not None]
+        assert urls == [("http://one",), ("http://two",)]
