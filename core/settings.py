@@ -27,6 +27,7 @@ class Settings:
     engines_dir: str = ""  # empty: engines/ in the home; may be shared by several homes
     models_dir: str = ""  # empty: models/ in the home; may be shared by several homes
     log_level: str = "INFO"
+    huge_pages: int = 1  # 1: a gateway that grew puts its memory into huge pages; 0: Linux's own rules
     max_body_bytes: int = 10 * 1024 * 1024  # largest request body
     max_concurrent_requests: int = 4096  # calls in flight in one gateway; more are answered 503
     max_parallel_per_replica: int = (

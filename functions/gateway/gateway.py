@@ -8,6 +8,7 @@ from typing import Final
 from msgspec import structs
 
 from access.keyring import PublicKey
+from core import huge_pages
 from core.errors import FareboxError, JournalFull, Unavailable
 from core.log import get_logger
 from functions.gateway.activity import Activity
@@ -107,7 +108,9 @@ class Gateway:
             await self.safety.open()
         loop = asyncio.get_running_loop()
         await self.limits.start()
-        runs = (self.lookups.run(), self.activity.run(), self.limits.run())
+        runs = [self.lookups.run(), self.activity.run(), self.limits.run()]
+        if self.settings.huge_pages:
+            runs.append(huge_pages.keep())
         self._tasks = [loop.create_task(each) for each in runs]
 
     async def stop(self) -> None:
