@@ -40,7 +40,7 @@ up: $(STAMP) compile ## Start the platform in the foreground, nothing else; ARGS
 test: $(DEV_STAMP) compile ## The tests, with a real PostgreSQL and a real vLLM
 	$(PYTEST) $(or $(ARGS),-m "not long")
 	$(if $(ARGS),,test ! -e $(VENV)/lib/farebox-compiled || $(PYTEST) -p tests.compiled_first tests/api/gateway/test_gateway_calls.py \
-	  tests/api/gateway/test_http_conformance.py tests/api/gateway/test_gateway_hang_ups.py)
+	  tests/api/gateway/test_http_conformance.py tests/api/gateway/test_gateway_hang_ups.py tests/unit/test_admission_chains.py)
 
 test-long: $(DEV_STAMP) compile ## What takes minutes by itself: docs/online-models.md as printed, with scikit-learn, MLflow and vLLM
 	$(PYTEST) -m long $(ARGS)

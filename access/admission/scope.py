@@ -178,7 +178,7 @@ class Scope:
             self.tokens -= slot.tokens
             slot.born_ms = 0
             at_ms = slot.next_ms
-            following = slot.next
+            following, slot.next = slot.next, None  # not kept: see `__del__`
             _spares.give_back(slot)
             slot = following
         self.oldest = slot

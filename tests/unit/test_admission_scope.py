@@ -40,15 +40,6 @@ def test_after_a_clock_set_back_each_settlement_finds_its_own_call() -> None:
     assert scope.has_room(back + WINDOW_MS, 100, 0) and scope.tokens == 0
 
 
-def test_a_long_window_is_let_go_of_without_recursion() -> None:
-    scope = _scope(tokens=10**9)
-    for at_ms in range(NOW, NOW + WINDOW_MS - 1):
-        scope.take(at_ms, 1, 0)
-    slot = scope.oldest
-    del scope
-    assert slot is not None and slot.next is None
-
-
 def test_scopes_take_the_slots_that_others_left() -> None:
     one, other = _scope(), _scope()
     for at_ms in range(NOW, NOW + 5):
