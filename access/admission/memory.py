@@ -104,6 +104,7 @@ class MemoryAdmission:
         self._gateway = gateway
         self._generation = book.generation
         self._states: dict[str, Scope] = {}
+        self._states_bound = _MAX_STATES  # when there are more, the idle ones are forgotten
         self._open = Scope(ScopePolicy("key", ""))  # in the place of what has no policy
         self._paths_number = next(_numbers)  # of the paths since they were forgotten last
         self._paths: dict[str, _Path] = {}  # by key: to its first endpoint, as a rule its only one
@@ -136,7 +137,7 @@ class MemoryAdmission:
         """See `Admission`."""
         hold = cast(_Hold, grant)
         if hold.held and expires_ms > hold.expires_ms:
-            self._forget(hold)
+            self._unwatch(hold)
             hold.expires_ms = expires_ms
             self._watch(hold)
 
@@ -147,7 +148,7 @@ class MemoryAdmission:
             return
         hold.settled = True
         if hold.held:
-            self._forget(hold)
+            self._unwatch(hold)
             hold.release()
         hold.correct(outcome.tokens)
         if outcome.cost_pico:
@@ -215,6 +216,11 @@ class MemoryAdmission:
     def _new_path(self, request: AdmitRequest) -> _Path:
         if len(self._paths) + len(self._further) > _MAX_STATES:
             self._forget_paths()
+        if len(self._states) > self._states_bound:
+            # Before the first of its scopes is found: a scope that a path has and this has not would count apart.
+            self._states = {name: kept for name, kept in self._states.items() if not kept.idle}
+            self._states_bound = max(_MAX_STATES, 2 * len(self._states))
+            self._forget_paths()
         key = project = organization = endpoint = self._open
         for policy in self._book.of(request):
             state = self._state(policy)
@@ -245,9 +251,6 @@ class MemoryAdmission:
     def _state(self, policy: ScopePolicy) -> Scope:
         state = self._states.get(policy.id)
         if state is None:
-            if len(self._states) > _MAX_STATES:
-                self._states = {name: kept for name, kept in self._states.items() if not kept.idle}
-                self._forget_paths()
             state = self._states[policy.id] = Scope(policy)
         elif state.policy is not policy:
             state.apply(policy)
@@ -256,7 +259,7 @@ class MemoryAdmission:
     def _expire(self, now_ms: int) -> None:
         hold = self._first
         while hold is not None and hold.expires_ms <= now_ms:
-            self._forget(hold)
+            self._unwatch(hold)
             hold.release()
             hold = self._first
 
@@ -276,7 +279,7 @@ class MemoryAdmission:
             after.before = hold
         self._holds += 1
 
-    def _forget(self, hold: _Hold) -> None:
+    def _unwatch(self, hold: _Hold) -> None:
         before, after = hold.before, hold.after
         hold.before = hold.after = None
         if before is None:

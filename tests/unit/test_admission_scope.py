@@ -1,5 +1,7 @@
 """Slots are used again and clocks are set back: each settlement still corrects its own call and no other."""
 
+import pytest
+
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
 from access.admission.model import WINDOW_MS, Budget, Limits, ScopePolicy
@@ -101,3 +103,41 @@ def test_a_record_that_stands_still_costs_no_more_than_so_much_memory(monkeypatc
     assert purse.spent() == 50 + 98, "what became one is confirmed with the last of it, never before"
     purse.record(Balance("budget_1", 0, 100, 3, {}), 100)
     assert purse.spent() == 100 and purse.waiting == 0
+
+
+def _crowded(monkeypatch: pytest.MonkeyPatch, budgets: tuple[Budget, ...] = ()) -> MemoryAdmission:
+    """An admission that remembers four scopes at first, of keys 0 to 19 with one request a minute, and endpoints."""
+    monkeypatch.setattr("access.admission.memory._MAX_STATES", 4)
+    book = PolicyBook(endpoint_default=Limits(requests_per_minute=100))
+    limits = Limits(requests_per_minute=1)
+    book.replace([ScopePolicy("key", f"key_{n}", limits, budgets) for n in range(20)])
+    return MemoryAdmission(book, "gw_1")
+
+
+def _asked(key: int, endpoint: int, at_ms: int = NOW) -> AdmitRequest:
+    return AdmitRequest("r", "org_1", "prj_1", f"key_{key}", f"ep_{endpoint}", 1, 1, at_ms, at_ms + 1000)
+
+
+def test_limits_hold_while_scopes_are_forgotten(monkeypatch) -> None:
+    admission = _crowded(monkeypatch)
+    for at_ms in (NOW, NOW + WINDOW_MS):
+        for key in range(20):
+            assert isinstance(admission.admit(_asked(key, key, at_ms)), Grant)
+            assert not isinstance(admission.admit(_asked(key, key + 100, at_ms)), Grant), "another endpoint"
+        for key in range(20):
+            assert not isinstance(admission.admit(_asked(key, key + 200, at_ms)), Grant)
+
+
+def test_what_cannot_be_forgotten_is_not_looked_through_for_each_call(monkeypatch) -> None:
+    admission = _crowded(monkeypatch, (Budget("budget_1", "key", "key_1", "org_1", 10**6, "total"),))
+    looked: list[Scope] = []
+
+    def idle(scope: Scope) -> bool:
+        looked.append(scope)
+        return False
+
+    monkeypatch.setattr(Scope, "idle", property(idle))
+    for _ in range(50):
+        for key in range(20):
+            admission.admit(_asked(key, key))
+    assert 0 < len(looked) < 100
