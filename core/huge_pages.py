@@ -2,8 +2,8 @@
 
 To find where an address lies the processor reads tables, and with a hundred thousand keys in half a gigabyte each call
 waits for tables that no cache holds, for nearly every object that is its own key's. In huge pages the tables are
-five hundred times smaller. Python's memory never comes in huge pages by itself: it is asked for a megabyte at a time.
-So it is moved afterwards, by madvise(2) with MADV_COLLAPSE (Linux 6.1; `Documentation/admin-guide/mm/transhuge.rst`).
+five hundred times smaller. Where Linux gives them to those who ask, Python does not ask. So its memory is moved
+afterwards, by madvise(2) with MADV_COLLAPSE (Linux 6.1; `Documentation/admin-guide/mm/transhuge.rst`).
 """
 
 import asyncio
@@ -58,8 +58,8 @@ def resident_bytes() -> int:
 def collapse(size: int) -> int:
     """Move all of this process's memory; how many regions of it are in huge pages as far as they hold whole ones.
 
-    What cannot be moved stays as it is: nobody but the processor notices a difference. A huge page takes well under a
-    millisecond, in which others who need that memory wait.
+    What cannot be moved stays as it is: nobody but the processor notices a difference. A huge page takes some
+    milliseconds at worst, in part of which others who need that memory wait.
     """
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
