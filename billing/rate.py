@@ -45,6 +45,20 @@ def rate(quantities: Mapping[str, int], price: Price | None) -> tuple[list[Item]
     return items, unpriced
 
 
+def cost_pico(quantities: Mapping[str, int], price: Price | None) -> int:
+    """What the items of `rate` come to: it is asked for every call as it is recorded."""
+    if price is None:
+        return 0
+    total, unit_prices = 0, price.unit_prices
+    for sku, quantity in quantities.items():
+        if quantity:
+            unit_price = unit_prices.get(sku)
+            if unit_price is None:
+                unit_price = unit_price_of(unit_prices, sku) or 0
+            total += quantity * unit_price
+    return total
+
+
 def unit_price_of(unit_prices: Mapping[str, int], sku: str) -> int | None:
     """The price of a SKU, or of what it costs where it has none of its own; None: there is none."""
     for name in (sku, *_INSTEAD.get(sku, ())):

@@ -8,17 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import Connection, Row, func, or_, select
 
+from access.admission.charging import Charge, OnCrossed, charge
 from access.admission.model import BudgetWindow, window_end, window_start
-from access.admission.store import (
-    Charge,
-    OnCrossed,
-    StoredBudget,
-    announce_balances,
-    any_budget,
-    charge,
-)
+from access.admission.store import StoredBudget, announce_balances, any_budget
 from billing.model import PriceBook
-from billing.rate import Prices, rate
+from billing.rate import Prices, cost_pico
 from billing.receipts import UNBILLED
 from core.changes import forget_changes
 from core.clock import iso
@@ -161,8 +155,7 @@ def _alerting(connection: Connection, now_ms: int) -> OnCrossed:
 
 def _cost(quantities: Mapping[str, int], org_id: str, model_id: str, at_ms: int, prices: Prices) -> int:
     """Exact; what has no price costs nothing until it has one (billing holds it, with an alarm)."""
-    items, _ = rate(quantities, prices.at(org_id, model_id, at_ms))
-    return sum(item.amount_pico for item in items)
+    return cost_pico(quantities, prices.at(org_id, model_id, at_ms))
 
 
 def _minute_cost(prices: Prices, org_id: str, model_id: str, at_ms: int) -> int:

@@ -10,7 +10,7 @@ An instance of an online endpoint has a life of its own beside it: see `Instance
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from core.clock import MINUTE_MS, minute_floor
 from metering.close import stamp
@@ -66,21 +66,24 @@ def sweep(
     """
     first_open = lock_first_open_minute(conn, exclusive=True)  # one sweeper at a time, in PostgreSQL too
     cursors = _read_cursors(conn)
-    written = 0
+    rows: list[dict[str, object]] = []
+    moved: list[tuple[EndpointLife, _Cursor | None, _Cursor]] = []
     for life in lives:
         cursor = cursors.get(life.id)
         if cursor is not None and cursor.finished:
             continue
-        due, next_minute, finished = _due(life, cursor, now_ms, limit - written)
+        due, next_minute, finished = _due(life, cursor, now_ms, limit - len(rows))
         if due:
-            insert_ignoring(conn, endpoint_minutes, [_row(life, m, max(m, first_open), now_ms) for m in due])
-            written += len(due)
+            rows += [_row(life, m, max(m, first_open), now_ms) for m in due]
             if on_minutes is not None:
                 on_minutes(life, due)
-        _write_cursor(conn, life, cursor, _Cursor(next_minute, finished, life.name))
-        if written >= limit:
+        moved.append((life, cursor, _Cursor(next_minute, finished, life.name)))
+        if len(rows) >= limit:
             break
-    return written
+    # All in one go: ten thousand endpoints have a minute at the same instant, and others want to write.
+    insert_ignoring(conn, endpoint_minutes, rows)
+    _write_cursors(conn, moved)
+    return len(rows)
 
 
 def endpoint_names(conn: Connection, org_id: str) -> dict[str, str]:
@@ -122,13 +125,20 @@ def _read_cursors(conn: Connection) -> dict[str, _Cursor]:
     return {row.endpoint_id: _Cursor(row.next_minute_ms, bool(row.finished), row.name) for row in rows}
 
 
-def _write_cursor(conn: Connection, life: EndpointLife, old: _Cursor | None, new: _Cursor) -> None:
-    table = endpoint_cursors
-    values = {"next_minute_ms": new.next_minute_ms, "finished": new.finished, "name": new.name}
-    if old is None:
-        of = life.endpoint_id if life.instance_id else ""
-        conn.execute(
-            insert(table).values(endpoint_id=life.id, of_endpoint_id=of, org_id=life.org_id, **values)
-        )
-    elif new != old:
-        conn.execute(update(table).where(table.c.endpoint_id == life.id).values(**values))
+_MOVE_CURSOR = update(endpoint_cursors).where(endpoint_cursors.c.endpoint_id == bindparam("id"))
+
+
+def _write_cursors(conn: Connection, moved: Iterable[tuple[EndpointLife, _Cursor | None, _Cursor]]) -> None:
+    new: list[dict[str, object]] = []
+    changed: list[dict[str, object]] = []
+    for life, before, after in moved:
+        values = {"next_minute_ms": after.next_minute_ms, "finished": after.finished, "name": after.name}
+        if before is None:
+            of = life.endpoint_id if life.instance_id else ""
+            new.append({"endpoint_id": life.id, "of_endpoint_id": of, "org_id": life.org_id, **values})
+        elif after != before:
+            changed.append({"id": life.id, **values})
+    if new:
+        conn.execute(insert(endpoint_cursors), new)
+    if changed:
+        conn.execute(_MOVE_CURSOR, changed)

@@ -44,13 +44,17 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     def billable(self) -> dict[str, int]:
         """Disjoint quantities by SKU: what is multiplied by a price."""
-        tokens = (self.input - self.cached_input, self.cached_input, self.output)
-        now, batch = ((0, 0, 0), tokens) if self.batch else (tokens, (0, 0, 0))
+        uncached, cached, output = self.input - self.cached_input, self.cached_input, self.output
+        seconds = -(-self.audio_ms // 1000)  # each call's are rounded up, not their sum
+        if self.batch:
+            return {
+                "input": 0, "cached_input": 0, "output": 0, "audio_second": seconds,
+                "batch_input": uncached, "batch_cached_input": cached, "batch_output": output,
+            }  # fmt: skip
         return {
-            **dict(zip(("input", "cached_input", "output"), now, strict=True)),
-            "audio_second": -(-self.audio_ms // 1000),  # each call's seconds are rounded up, not their sum
-            **dict(zip(BATCH_SKUS, batch, strict=True)),
-        }
+            "input": uncached, "cached_input": cached, "output": output, "audio_second": seconds,
+            "batch_input": 0, "batch_cached_input": 0, "batch_output": 0,
+        }  # fmt: skip
 
 
 class UsageEvent(msgspec.Struct, frozen=True, gc=False):

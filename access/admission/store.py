@@ -3,11 +3,11 @@
 In the change feed a policy's kind is `limit` and its ref the scope's id; a balance's kind is `budget`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from access.admission.model import (
     BUDGET_SCOPES,
@@ -17,7 +17,6 @@ from access.admission.model import (
     Limits,
     ScopeKind,
     ScopePolicy,
-    window_end,
     window_start,
 )
 from access.admission.values import Balance
@@ -29,7 +28,6 @@ from core.ids import new_id
 DEFAULT_ALERTS = (50, 80, 100)
 MAX_ALERTS, MAX_ALERT_PERCENT = 20, 1000
 
-_CHUNK = 500
 _LIMIT_NAMES = ("requests_per_minute", "requests_per_day", "tokens_per_minute", "parallel_requests")
 _BUDGET_COLUMNS = [
     budgets.c[name]
@@ -62,8 +60,7 @@ class StoredBudget:
 
     def passed(self) -> int:
         """The highest alert that spending has reached, 0: none."""
-        reached = [each for each in self.alerts if self.spent_pico * 100 >= self.budget.amount_pico * each]
-        return max(reached, default=0)
+        return highest_alert(self.alerts, self.budget.amount_pico, self.spent_pico)
 
     def alerted_at(self, now_ms: int) -> int:
         """The highest alert of the window of `now_ms` that was told of, 0: none."""
@@ -73,18 +70,6 @@ class StoredBudget:
         """What is spent in the window of `now_ms`: nothing yet when the record is of an earlier one."""
         return self.spent_pico if self.window_ms == window_start(self.budget.window, now_ms) else 0
 
-
-class Charge(NamedTuple):
-    """Money that was spent. The key is "" for what no key caused."""
-
-    at_ms: int
-    org_id: str
-    project_id: str
-    key_id: str
-    amount_pico: int
-
-
-OnCrossed = Callable[[StoredBudget, int], None]
 
 # --- limits ---------------------------------------------------------------------------------------
 
@@ -242,8 +227,18 @@ def _budget(row: Row[Any]) -> Budget:
 
 
 def _stored_budget(row: Row[Any]) -> StoredBudget:
-    alerts = tuple(int(part) for part in row.alerts.split(",") if part)
+    alerts = parse_alerts(row.alerts)
     return StoredBudget(_budget(row), row.window_ms, row.spent_pico, row.version, alerts, row.alerted_percent)
+
+
+def highest_alert(alerts: Sequence[int], amount_pico: int, spent_pico: int) -> int:
+    """The highest of `alerts` (per cent) that spending has reached, 0: none."""
+    return max((each for each in alerts if spent_pico * 100 >= amount_pico * each), default=0)
+
+
+def parse_alerts(text: str) -> tuple[int, ...]:
+    """Alerts as they are stored: `50,80,100`."""
+    return tuple(int(part) for part in text.split(",") if part)
 
 
 def _alerts_text(alerts: Sequence[int]) -> str:
@@ -256,75 +251,6 @@ def _alerts_text(alerts: Sequence[int]) -> str:
 def any_budget(connection: Connection) -> bool:
     """Whether there is any; where there is none, nothing need be rated."""
     return connection.execute(select(budgets.c.id).limit(1)).first() is not None
-
-
-def charge(
-    connection: Connection,
-    charges: Sequence[Charge],
-    now_ms: int,
-    on_crossed: OnCrossed | None = None,
-) -> int:
-    """Count charges in the budgets of their key, project and organization; returns how many budgets moved.
-
-    `on_crossed` is told of each alert that spending crosses, once in a window.
-    """
-    by_scope: dict[str, list[Charge]] = {}
-    for each in charges:
-        scope_ids = {each.key_id, each.project_id, each.org_id} - {""}
-        for scope_id in scope_ids if each.amount_pico else ():
-            by_scope.setdefault(scope_id, []).append(each)
-    changed = []
-    for found in _locked(connection, sorted(by_scope)):
-        after = _charged(found, by_scope[found.budget.scope_id])
-        if after != found:
-            changed.append((found, after))
-    if changed:
-        # All in one go: with many keys there are as many budgets as calls.
-        connection.execute(_MOVE_BUDGET, [_moved(found, after, now_ms) for found, after in changed])
-    if on_crossed is not None:
-        for _, after in changed:
-            for percent in sorted(after.alerts):
-                if after.alerted_percent < percent <= after.passed():
-                    on_crossed(after, percent)
-    return len(changed)
-
-
-# What is set comes with the rows.
-_MOVE_BUDGET = update(budgets).where(budgets.c.id == bindparam("budget_id"))
-
-
-def _moved(found: StoredBudget, after: StoredBudget, now_ms: int) -> dict[str, object]:
-    return {
-        "budget_id": found.budget.id,
-        "window_ms": after.window_ms,
-        "spent_pico": after.spent_pico,
-        "version": max(found.version + 1, now_ms),
-        "alerted_percent": max(after.alerted_percent, after.passed()),
-    }
-
-
-def _charged(stored: StoredBudget, charges: Iterable[Charge]) -> StoredBudget:
-    """The budget after charges to its own scope."""
-    window, window_ms, spent_pico = stored.budget.window, stored.window_ms, stored.spent_pico
-    alerted, end_ms = stored.alerted_percent, window_end(window, window_ms)  # 0: never
-    for each in charges:
-        if end_ms and each.at_ms >= end_ms:
-            window_ms, spent_pico, alerted = window_start(window, each.at_ms), 0, 0
-            end_ms = window_end(window, window_ms)
-        if each.at_ms >= window_ms:
-            # A correction may lower what was charged before this budget began to count.
-            spent_pico = max(0, spent_pico + each.amount_pico)
-    return replace(stored, window_ms=window_ms, spent_pico=spent_pico, alerted_percent=alerted)
-
-
-def _locked(connection: Connection, scope_ids: Sequence[str]) -> list[StoredBudget]:
-    found = []
-    for start in range(0, len(scope_ids), _CHUNK):
-        chunk = scope_ids[start : start + _CHUNK]
-        # In order of id, so that two writers never wait for each other.
-        query = select(budgets).where(budgets.c.scope_id.in_(chunk)).order_by(budgets.c.id).with_for_update()
-        found += [_stored_budget(row) for row in connection.execute(query)]
-    return found
 
 
 def announce_balances(connection: Connection, now_ms: int) -> None:

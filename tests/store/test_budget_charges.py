@@ -6,8 +6,9 @@ from typing import Any
 
 from sqlalchemy import Connection, event
 
+from access.admission.charging import Charge, charge
 from access.admission.model import BudgetScope, BudgetWindow
-from access.admission.store import Charge, StoredBudget, charge, create_budget, list_budgets, read_balances
+from access.admission.store import StoredBudget, create_budget, list_budgets, read_balances
 from core.database import Database
 
 NOW = 1_760_000_000_000

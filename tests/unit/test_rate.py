@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.entries import charge
-from billing.rate import Prices, rate, unit_price_of
+from billing.rate import Prices, cost_pico, rate, unit_price_of
 from core.errors import NotFound
-from metering.model import Usage
+from metering.model import CALL_SKUS, Usage
 from metering.records import ClosedMinute
 
 counts = st.integers(min_value=0, max_value=10**12)
@@ -29,6 +29,29 @@ def test_amounts_are_exact(input_: int, cached: int, output: int, price: int) ->
     assert not unpriced
     assert sum(i.amount_pico for i in items) == input_ * price + cached * (price // 2) + output * price * 4
     assert all(item.quantity for item in items)
+
+
+@given(
+    st.dictionaries(st.sampled_from(CALL_SKUS), st.integers(-(10**12), 10**12)),
+    st.none() | st.dictionaries(st.sampled_from(CALL_SKUS), st.integers(0, 10**15)),
+)
+def test_a_cost_is_what_the_items_come_to(
+    quantities: dict[str, int], unit_prices: dict[str, int] | None
+) -> None:
+    price = None if unit_prices is None else Version(unit_prices=unit_prices)
+    items, _ = rate(quantities, price)
+    assert cost_pico(quantities, price) == sum(item.amount_pico for item in items)
+
+
+@given(st.integers(0, 10**12), st.integers(0, 10**12), st.integers(0, 10**12), st.booleans())
+def test_what_is_billable_of_a_call_is_every_token_once(
+    uncached: int, cached: int, output: int, batch: bool
+) -> None:
+    found = Usage(uncached + cached, cached, output, audio_ms=1001, batch=batch).billable()
+    prefix = "batch_" if batch else ""
+    sold = {f"{prefix}input": uncached, f"{prefix}cached_input": cached, f"{prefix}output": output}
+    assert tuple(found) == CALL_SKUS
+    assert found == dict.fromkeys(CALL_SKUS, 0) | sold | {"audio_second": 2}
 
 
 @given(st.lists(st.tuples(counts, st.integers(min_value=0, max_value=10**21)), max_size=5))
