@@ -71,10 +71,11 @@ def charge(
             crossed.append((id_, [each for each in sorted(percents) if told < each <= passed]))
         moves.append((window_ms, pico, max(told, passed), max(version + 1, now_ms), id_))
     _move(connection, moves)
-    for id_, reached in crossed if on_crossed is not None else ():
-        stored = get_budget(connection, id_)
-        for percent in reached:
-            on_crossed(stored, percent)
+    if on_crossed is not None:
+        for id_, reached in crossed:
+            stored = get_budget(connection, id_)
+            for percent in reached:
+                on_crossed(stored, percent)
     return len(moves)
 
 
@@ -104,7 +105,7 @@ def _charged(window: BudgetWindow, spent: _Spent, charges: Iterable[Charge]) -> 
     return _Spent(window_ms, pico, alerted)
 
 
-def _locked(connection: Connection, scope_ids: Iterable[str]) -> list[tuple[Any, ...]]:
+def _locked(connection: Connection, scope_ids: Iterable[str]) -> Sequence[Any]:
     """The budgets of these scopes, in the order of `_FIND`'s columns; nobody else moves them meanwhile."""
     if connection.dialect.name == "sqlite":
         result = connection.execute(_FIND_SQLITE, {"ids": json.dumps(list(scope_ids))})
