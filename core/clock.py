@@ -59,9 +59,17 @@ def minute_floor(ms: int) -> int:
 
 def iso(ms: int) -> str:
     """RFC 3339 in UTC with milliseconds, e.g. `2026-11-23T12:00:00.000Z`."""
-    return _iso_second(ms // 1000) + _ENDS[ms % 1000]
+    second = ms // 1000
+    last, text = _LAST[0]
+    if last != second:
+        text = _iso_second(second)
+        _LAST[0] = (second, text)
+    return text + _ENDS[ms % 1000]
 
 
+_LAST: Final = [
+    (0, "1970-01-01T00:00:00")
+]  # the second that was told last; a pair, so that threads see it whole
 _ENDS: Final = [f".{ms:03d}Z" for ms in range(1000)]
 
 

@@ -5,8 +5,9 @@ A frame is `length u32 | crc32 u32 | seq u64 | kind u8 | payload`, little-endian
 
 import os
 import struct
-import zlib
 from typing import Final
+
+from isal.isal_zlib import crc32  # zlib's in a fifth of the time: this is an eighth of what an event costs
 
 HEADER: Final = 1
 USAGE: Final = 2
@@ -20,11 +21,19 @@ CHECKED: Final = struct.Struct("<IQB")
 
 def frame(kind: int, seq: int, payload: bytes) -> bytes:
     """The bytes of one record."""
-    checked = CHECKED.pack(len(payload), seq, kind)
-    return FRAME.pack(len(payload), zlib.crc32(payload, zlib.crc32(checked)), seq, kind) + payload
+    data = bytearray()
+    add_frame(data, kind, seq, payload)
+    return bytes(data)
 
 
-def write_all(fd: int, data: bytes) -> None:
+def add_frame(data: bytearray, kind: int, seq: int, payload: bytes | bytearray) -> None:
+    """Put one record at the end of `data`."""
+    size = len(payload)
+    data += FRAME.pack(size, crc32(payload, crc32(CHECKED.pack(size, seq, kind))), seq, kind)
+    data += payload
+
+
+def write_all(fd: int, data: bytes | bytearray) -> None:
     """Write every byte: a full disk first shows as a short write, and only then as an error."""
     written = os.write(fd, data)
     while written < len(data):

@@ -22,10 +22,10 @@ from core.errors import Conflict, FareboxError, Invalid, JournalFull
 from core.log import get_logger
 from metering import segment
 from metering.disk_sync import DiskWork, open_disk_work
-from metering.frames import MAX_PAYLOAD, PROGRESS, USAGE, frame, write_all
+from metering.frames import MAX_PAYLOAD, PROGRESS, USAGE, add_frame, write_all
 from metering.model import USAGE_EVENT_TYPE, UsageEvent
 from metering.segment import SegmentHeader
-from wire.cloudevents import encode_event
+from wire.cloudevents import encode_event_into
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
 MAX_BATCH: Final = 4096
@@ -70,6 +70,7 @@ class Journal:
         self._closing = False
         self._broken = ""  # why no call may be served
         self._bytes_on_disk = 0
+        self._payload = bytearray()  # of one event after the other
         self._fd = -1
         self._size = 0
         self._index = 0
@@ -271,19 +272,18 @@ class Journal:
         return taken
 
     def _commit(self, waiting: list[_Waiting]) -> None:
-        frames, seq = self._progress_frames(), self._seq
+        data, seq = self._progress_frames(), self._seq
         told: list[OnDone] = []
         for event, on_done in waiting:
             try:
-                frames.append(frame(USAGE, seq, self._encode(event, seq)))
+                self._add(data, USAGE, event, seq)
             except (FareboxError, ValueError, TypeError, OverflowError) as error:
                 self._resolve([on_done], error)
                 continue
             seq += 1
             told.append(on_done)
-        if not frames:
+        if not data:
             return
-        data = b"".join(frames)
         try:
             write_all(self._fd, data)
         except OSError as error:
@@ -319,33 +319,28 @@ class Journal:
         if error is not None:
             self._give_up(_reason(error), [])
 
-    def _encode(self, event: UsageEvent, seq: int) -> bytes:
-        payload = encode_event(
-            event_id=event.event_id,
-            source=self._source,
-            event_type=USAGE_EVENT_TYPE,
-            time_ms=event.ended_ms,
-            subject=event.org_id,
-            sequence=seq,
-            data=event,
+    def _add(self, data: bytearray, kind: int, event: UsageEvent, seq: int) -> None:
+        payload = self._payload
+        encode_event_into(
+            payload, event.event_id, self._source, USAGE_EVENT_TYPE, event.ended_ms, event.org_id, seq, event
         )
         if len(payload) > MAX_PAYLOAD:
             raise Invalid(f"usage event of {len(payload)} bytes", param="event")
-        return payload
+        add_frame(data, kind, seq, payload)
 
     def _progress_due(self) -> None:
         self._progress_timer = None
         if not self._busy and self._turn_timer is None:
             self._turn()  # else the turn that comes takes them along
 
-    def _progress_frames(self) -> list[bytes]:
+    def _progress_frames(self) -> bytearray:
+        frames = bytearray()
         if not self._progress or self._progress_timer is not None:
-            return []
+            return frames
         notes, self._progress = self._progress, {}
-        frames = []
         for event in notes.values():
             with contextlib.suppress(FareboxError, ValueError, TypeError, OverflowError):
-                frames.append(frame(PROGRESS, 0, self._encode(event, 0)))
+                self._add(frames, PROGRESS, event, 0)
         return frames
 
     def _give_up(self, reason: str, told: list[OnDone]) -> None:

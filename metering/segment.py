@@ -7,12 +7,12 @@ Nothing is ever written after a failed write, so whatever does not check out at 
 import os
 import re
 import time
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from isal.isal_zlib import crc32
 
 from metering.frames import CHECKED, CORRUPT, FRAME, HEADER, MAX_PAYLOAD, PROGRESS, USAGE, frame, write_all
 
@@ -152,8 +152,8 @@ def scan(path: Path, offset: int, at_most: int) -> Scan:
         if start <= len(data):
             length, checksum, seq, kind = FRAME.unpack_from(data, position)
             payload = data[start : start + length]
-            checked = zlib.crc32(CHECKED.pack(length, seq, kind))
-            if length <= MAX_PAYLOAD and len(payload) == length and checksum == zlib.crc32(payload, checked):
+            checked = crc32(CHECKED.pack(length, seq, kind))
+            if length <= MAX_PAYLOAD and len(payload) == length and checksum == crc32(payload, checked):
                 records.append(Record(kind, seq, payload))
                 position = start + length
                 continue
@@ -186,7 +186,7 @@ def _is_good(data: bytes, position: int) -> bool:
         return False
     length, checksum, seq, kind = FRAME.unpack_from(data, position)
     payload = data[position + FRAME.size : position + FRAME.size + length]
-    expected = zlib.crc32(payload, zlib.crc32(CHECKED.pack(length, seq, kind)))
+    expected = crc32(payload, crc32(CHECKED.pack(length, seq, kind)))
     return len(payload) == length and int(checksum) == expected
 
 

@@ -13,7 +13,7 @@ from core.clock import iso, parse_iso
 from core.errors import Invalid
 from wire.cloudevents_shapes import CloudEvent, Incoming, Outgoing
 
-__all__ = ["MAX_EVENT_BYTES", "CloudEvent", "decode_event", "encode_event", "time_ms_of"]
+__all__ = ["MAX_EVENT_BYTES", "CloudEvent", "decode_event", "encode_event", "encode_event_into", "time_ms_of"]
 
 MAX_EVENT_BYTES: Final = 64 * 1024  # what the specification obliges every intermediary to forward
 
@@ -30,12 +30,27 @@ def encode_event(
     *, event_id: str, source: str, event_type: str, time_ms: int, subject: str, sequence: int, data: object
 ) -> bytes:
     """The event as JSON, partitioned by its subject; `sequence` is padded so that it sorts as text."""
-    return _encoder.encode(
-        Outgoing(
-            "1.0", event_id, source, event_type, iso(time_ms), subject,
-            "application/json", subject, str(sequence).zfill(20), data,
-        )
+    text = bytearray()
+    encode_event_into(text, event_id, source, event_type, time_ms, subject, sequence, data)
+    return bytes(text)
+
+
+def encode_event_into(
+    text: bytearray,
+    event_id: str,
+    source: str,
+    event_type: str,
+    time_ms: int,
+    subject: str,
+    sequence: int,
+    data: object,
+) -> None:
+    """`encode_event` in the place of what `text` holds: one that has held such an event has the room for the next."""
+    event = Outgoing(
+        "1.0", event_id, source, event_type, iso(time_ms), subject,
+        "application/json", subject, str(sequence).zfill(20), data,
     )  # fmt: skip
+    _encoder.encode_into(event, text)
 
 
 def decode_event(raw: bytes) -> CloudEvent:
