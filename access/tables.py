@@ -1,6 +1,6 @@
 """Tables of organizations, projects, keys, limits and budgets."""
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, Table, Text, UniqueConstraint
 
 from core.database import metadata
 from core.money_column import Pico
@@ -80,5 +80,18 @@ budgets = Table(
     Column("alerted_percent", BigInteger, nullable=False, server_default="0"),
     Index("ix_budgets_scope_id", "scope_id"),
     Index("ix_budgets_org_id", "org_id"),
-    Index("ix_budgets_version", "version"),
+)
+
+# What gateways read of budgets that moved: rows at the end of a table, where an index of versions would be changed all
+# over with every call. The newest minute of them is kept.
+budget_moves = Table(
+    "budget_moves",
+    metadata,
+    # SQLite numbers rows by itself only for a column of type INTEGER.
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("budget_id", Text, nullable=False),
+    Column("window_ms", BigInteger, nullable=False),
+    Column("spent_pico", Pico, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
 )

@@ -36,10 +36,17 @@ class Change:
 
 def record_change(connection: Connection, kind: str, ref: str, at_ms: int) -> None:
     """Tell every reader that the row `ref` of `kind` changed; call it in the transaction of the change."""
-    if connection.dialect.name == "postgresql":
-        # Sequence numbers are given before commit; without this a reader could pass one that commits later.
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7203117)")
+    number_in_order(connection)
     connection.execute(insert(changes).values(kind=kind, ref=ref, at_ms=at_ms))
+
+
+def number_in_order(connection: Connection) -> None:
+    """What this transaction numbers from now on commits before whatever gets a later number.
+
+    PostgreSQL gives sequence numbers before commit; without this a reader could pass one that commits later.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7203117)")
 
 
 def last_seq(connection: Connection) -> int:

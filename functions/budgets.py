@@ -4,13 +4,14 @@ A charge is in the transaction that records the usage, so the balance includes e
 journal's cursor, and a gateway knows which of its own calls it must still add.
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import Connection, Row, func, or_, select
 
 from access.admission.charging import Charge, OnCrossed, charge
 from access.admission.model import BudgetWindow, window_end, window_start
-from access.admission.store import StoredBudget, announce_balances, any_budget
+from access.admission.store import StoredBudget, announce_balances, any_budget, forget_moves
 from billing.model import PriceBook
 from billing.rate import Prices, cost_pico
 from billing.receipts import UNBILLED
@@ -26,6 +27,7 @@ from webhooks.model import BUDGET_THRESHOLD
 from webhooks.outbox import enqueue_event
 
 _ANNOUNCE_EVERY_MS = 1000
+_KEEP_MOVES_MS, _KEPT_ANNOUNCEMENTS = 60_000, 1000
 _FORGET_EVERY_MS = 3_600_000
 _DAY_MS = 86_400_000
 _SILENT_MS = 10_000
@@ -37,6 +39,7 @@ class BudgetKeeper:
     def __init__(self, book: PriceBook) -> None:
         self._book = book
         self._announced_ms = 0
+        self._announced: deque[tuple[int, int]] = deque(maxlen=_KEPT_ANNOUNCEMENTS)  # when, and the last move
         self._forgot_ms = 0
 
     def charge_usage(self, connection: Connection, events: Sequence[UsageEvent], now_ms: int) -> None:
@@ -99,7 +102,12 @@ class BudgetKeeper:
 
     def _announce(self, connection: Connection, now_ms: int) -> None:
         self._announced_ms = now_ms
-        announce_balances(connection, now_ms)
+        self._announced.append((now_ms, announce_balances(connection, now_ms)))
+        old = 0
+        while now_ms - self._announced[0][0] > _KEEP_MOVES_MS:
+            old = self._announced.popleft()[1]
+        if old:
+            forget_moves(connection, old)
         if now_ms - self._forgot_ms >= _FORGET_EVERY_MS:
             self._forgot_ms = now_ms
             forget_changes(connection, now_ms - _DAY_MS)

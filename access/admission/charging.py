@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from access.admission.model import BudgetWindow, window_end, window_start
 from access.admission.store import StoredBudget, get_budget, highest_alert, parse_alerts
+from core.changes import number_in_order
 
 
 class Charge(NamedTuple):
@@ -35,15 +36,17 @@ class _Spent(NamedTuple):
     alerted_percent: int
 
 
-_FIND = """
-    SELECT id, scope_id, time_window, amount_pico, alerts, version, window_ms, spent_pico, alerted_percent
-    FROM budgets WHERE scope_id
-"""
-# One parameter, however many ids. In PostgreSQL in order of id, so that two writers never wait for each other.
-_FIND_SQLITE = text(f"{_FIND} IN (SELECT value FROM json_each(:ids))")
-_FIND_POSTGRESQL = text(f"{_FIND} = ANY(:ids) ORDER BY id FOR UPDATE")
-_MOVE = "UPDATE budgets SET window_ms = {0}, spent_pico = {0}, alerted_percent = {0}, version = {0} WHERE id = {0}"
-_MOVE_SQLITE, _MOVE_POSTGRESQL = _MOVE.format("?"), _MOVE.format("%s")
+_COLUMNS = "id, scope_id, time_window, amount_pico, alerts, version, window_ms, spent_pico, alerted_percent"
+# One parameter, however many ids. SQLite's own number of a row spares it another look-up when the row moves.
+_FIND_SQLITE = text(
+    f"SELECT rowid, {_COLUMNS} FROM budgets WHERE scope_id IN (SELECT value FROM json_each(:ids))"
+)
+# In order of id, so that two writers never wait for each other.
+_FIND_POSTGRESQL = text(
+    f"SELECT id, {_COLUMNS} FROM budgets WHERE scope_id = ANY(:ids) ORDER BY id FOR UPDATE"
+)
+_MOVE = "UPDATE budgets SET window_ms = {0}, spent_pico = {0}, version = {0}, alerted_percent = {0} WHERE {1} = {0}"
+_TELL = "INSERT INTO budget_moves (window_ms, spent_pico, version, budget_id) VALUES ({0}, {0}, {0}, {0})"
 
 
 def charge(
@@ -57,9 +60,11 @@ def charge(
     `on_crossed` is told of each alert that spending crosses, once in a window.
     """
     by_scope = _by_scope(charges)
+    in_sqlite = connection.dialect.name == "sqlite"  # which keeps money as text: see `core/money_column.py`
     moves: list[tuple[object, ...]] = []
+    told_of: list[tuple[object, ...]] = []
     crossed: list[tuple[str, list[int]]] = []
-    for id_, scope_id, window, amount, alerts, version, *spent in _locked(connection, by_scope):
+    for row, id_, scope_id, window, amount, alerts, version, *spent in _locked(connection, by_scope):
         before = _Spent(spent[0], int(spent[1]), spent[2])
         after = _charged(window, before, by_scope[scope_id])
         if after == before:
@@ -69,8 +74,14 @@ def charge(
         passed = highest_alert(percents, int(amount), pico)
         if passed > told:
             crossed.append((id_, [each for each in sorted(percents) if told < each <= passed]))
-        moves.append((window_ms, pico, max(told, passed), max(version + 1, now_ms), id_))
-    _move(connection, moves)
+        now = (window_ms, str(pico) if in_sqlite else pico, max(version + 1, now_ms))
+        moves.append((*now, max(told, passed), row))
+        told_of.append((*now, id_))
+    if moves:
+        mark = "?" if in_sqlite else "%s"
+        connection.exec_driver_sql(_MOVE.format(mark, "rowid" if in_sqlite else "id"), moves)
+        number_in_order(connection)
+        connection.exec_driver_sql(_TELL.format(mark), told_of)
     if on_crossed is not None:
         for id_, reached in crossed:
             stored = get_budget(connection, id_)
@@ -106,7 +117,7 @@ def _charged(window: BudgetWindow, spent: _Spent, charges: Iterable[Charge]) -> 
 
 
 def _locked(connection: Connection, scope_ids: Iterable[str]) -> Sequence[Any]:
-    """The budgets of these scopes, in the order of `_FIND`'s columns; nobody else moves them meanwhile."""
+    """What moves a row, and `_COLUMNS` of the budgets of these scopes; nobody else moves them meanwhile."""
     if connection.dialect.name == "sqlite":
         result = connection.execute(_FIND_SQLITE, {"ids": json.dumps(list(scope_ids))})
     else:
@@ -114,13 +125,3 @@ def _locked(connection: Connection, scope_ids: Iterable[str]) -> Sequence[Any]:
     assert result.cursor is not None, "of a query"
     with result:
         return result.cursor.fetchall()
-
-
-def _move(connection: Connection, moves: list[tuple[Any, ...]]) -> None:
-    if not moves:
-        return
-    if connection.dialect.name == "sqlite":  # which keeps money as text: see `core/money_column.py`
-        rows = [(window_ms, str(pico), *rest) for window_ms, pico, *rest in moves]
-        connection.exec_driver_sql(_MOVE_SQLITE, rows)
-    else:
-        connection.exec_driver_sql(_MOVE_POSTGRESQL, moves)

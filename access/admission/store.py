@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, Table, delete, func, insert, select, update
 
 from access.admission.model import (
     BUDGET_SCOPES,
@@ -20,13 +20,14 @@ from access.admission.model import (
     window_start,
 )
 from access.admission.values import Balance
-from access.tables import budgets, limits
+from access.tables import budget_moves, budgets, limits
 from core.changes import record_change
 from core.errors import NotFound
 from core.ids import new_id
 
 DEFAULT_ALERTS = (50, 80, 100)
 MAX_ALERTS, MAX_ALERT_PERCENT = 20, 1000
+EVERYTHING = -1  # as the number after which balances moved
 
 _LIMIT_NAMES = ("requests_per_minute", "requests_per_day", "tokens_per_minute", "parallel_requests")
 _BUDGET_COLUMNS = [
@@ -253,9 +254,16 @@ def any_budget(connection: Connection) -> bool:
     return connection.execute(select(budgets.c.id).limit(1)).first() is not None
 
 
-def announce_balances(connection: Connection, now_ms: int) -> None:
-    """Tell the gateways to read balances."""
+def announce_balances(connection: Connection, now_ms: int) -> int:
+    """Tell the gateways to read balances; returns the number of the last move."""
     record_change(connection, "budget", "*", now_ms)
+    return connection.execute(select(func.max(budget_moves.c.seq))).scalar() or 0
+
+
+def forget_moves(connection: Connection, through: int) -> None:
+    """Delete moves up to that number, but for the last one: whoever has not read them yet reads all."""
+    last = select(func.max(budget_moves.c.seq)).scalar_subquery()
+    connection.execute(delete(budget_moves).where(budget_moves.c.seq <= through, budget_moves.c.seq < last))
 
 
 # --- what a gateway reads -------------------------------------------------------------------------
@@ -289,16 +297,23 @@ def read_policy(connection: Connection, scope_id: str) -> ScopePolicy:
 
 
 def read_balances(
-    connection: Connection, through: Mapping[str, int], since_version: int = 0
-) -> list[Balance]:
-    """Balances whose version is `since_version` or newer.
+    connection: Connection, through: Mapping[str, int], after: int = EVERYTHING
+) -> tuple[list[Balance], int]:
+    """Balances that moved after the number `after` of the last one that was read, and the number of the last of these.
 
     `through` must have been read before: what is recorded in between is then counted twice for a moment, and
-    never missed.
+    never missed. What is no longer known by its number is found by reading all.
     """
-    columns = (budgets.c.id, budgets.c.window_ms, budgets.c.spent_pico, budgets.c.version)
-    with connection.execute(select(*columns).where(budgets.c.version >= since_version)) as result:
+    first, last = connection.execute(select(func.min(budget_moves.c.seq), func.max(budget_moves.c.seq))).one()
+    known = first is not None and after >= first - 1
+    table: Table = budget_moves if known else budgets
+    ids = budget_moves.c.budget_id if known else budgets.c.id
+    query = select(ids, table.c.window_ms, table.c.spent_pico, table.c.version)
+    if known:
+        query = query.where(budget_moves.c.seq > after).order_by(budget_moves.c.seq)
+    with connection.execute(query) as result:
         assert result.cursor is not None, "of a query"
         # The driver's own rows: with many keys there are as many as calls, and SQLAlchemy's take half the time.
         rows = result.cursor.fetchall()
-    return [Balance(id_, window_ms, int(spent), version, through) for id_, window_ms, spent, version in rows]
+    found = [Balance(id_, window_ms, int(spent), version, through) for id_, window_ms, spent, version in rows]
+    return found, last or 0

@@ -32,6 +32,7 @@ _TRY_AGAIN_S: Final = 0.5
 _LONGEST_SENSIBLE_WAIT_MS: Final = 60_000  # the official clients do not wait longer; they need not try before
 _MARGIN_S: Final = 60
 EVERYTHING: Final = "*"
+ALL_BALANCES: Final = -1  # as the number after which they moved
 
 
 class PolicySource(Protocol):
@@ -41,7 +42,7 @@ class PolicySource(Protocol):
 
     def read_policy(self, scope_id: str) -> ScopePolicy: ...
 
-    def read_balances(self, since_version: int) -> list[Balance]: ...
+    def read_balances(self, after: int) -> tuple[list[Balance], int]: ...
 
 
 class Limiting(NamedTuple):
@@ -77,7 +78,7 @@ class Limiter:
         self.ready = parts.source is None
         self._stale: set[str] = set()  # scopes whose policy changed, or EVERYTHING
         self._stale_balances = False
-        self._version = 0
+        self._moved = ALL_BALANCES  # the number of the last balance that was taken over
         self._held: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._pending: set[asyncio.Task[None]] = set()
@@ -241,14 +242,15 @@ class Limiter:
         assert self._source is not None, "without one there is nothing to load"
         self._stale.discard(EVERYTHING)
         policies = await asyncio.to_thread(self._source.read_policies)
-        balances = await asyncio.to_thread(self._source.read_balances, 0)
+        balances, moved = await asyncio.to_thread(self._source.read_balances, ALL_BALANCES)
         self._book.replace(policies)
         await self._exchange(balances, every=True)
+        self._moved = moved
 
     async def _follow(self) -> None:
         source = self._source
         assert source is not None, "checked by run"
-        balances: Sequence[Balance] = ()
+        balances, moved = list[Balance](), self._moved
         if EVERYTHING in self._stale:
             self._stale.clear()
             await self._take_all()
@@ -257,7 +259,7 @@ class Limiter:
             stale, self._stale = self._stale, set()
             try:
                 policies = [await asyncio.to_thread(source.read_policy, scope_id) for scope_id in stale]
-                balances = await asyncio.to_thread(source.read_balances, 0)
+                balances, moved = await asyncio.to_thread(source.read_balances, ALL_BALANCES)
             except Exception:
                 self._stale |= stale
                 raise
@@ -265,16 +267,18 @@ class Limiter:
                 self._book.put(policy)
         elif self._stale_balances:
             self._stale_balances = False
-            balances = await asyncio.to_thread(source.read_balances, self._version)
+            try:
+                balances, moved = await asyncio.to_thread(source.read_balances, self._moved)
+            except Exception:
+                self._stale_balances = True
+                raise
         if balances or self._book.any_budget:
             await self._exchange(balances)
+        self._moved = moved
 
     async def _exchange(self, balances: Sequence[Balance], *, every: bool = False) -> None:
         """Take over balances and tell the control process what is held."""
         uses = await answered(self._admission.exchange(balances, self._clock.now_ms(), every=every))
-        for each in balances:
-            if each.version > self._version:
-                self._version = each.version
         held = {budget_id: use.held_pico for budget_id, use in uses.items() if use.held_pico}
         if held or self._held:
             self._held = held

@@ -137,10 +137,10 @@ class _Reads:
         with self._db.read() as connection:
             return read_policy(connection, scope_id)
 
-    def read_balances(self, since_version: int) -> list[Balance]:
+    def read_balances(self, after: int) -> tuple[list[Balance], int]:
         with self._db.read() as connection:
             # Every gateway's: with a shared store, whoever brings a balance confirms the others' calls too.
-            return read_balances(connection, recorded_sequences(connection), since_version)
+            return read_balances(connection, recorded_sequences(connection), after)
 
     def last_seq(self) -> int:
         with self._db.read() as connection:

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from access.admission.store import read_balances, read_policies, read_policy
+from access.tables import budget_moves
 from core.changes import last_seq, read_changes
 from functions.budgets import BudgetKeeper, HeldReports
 from functions.console.dependencies import ConsoleDependencies
@@ -23,6 +25,15 @@ def endpoint_and_key(console: ConsolePlatform) -> tuple[dict[str, Any], dict[str
     console.add_model()
     endpoint = console.post("/api/serverless-endpoints", name="my-chat", model="acme/mock-chat")
     return project, endpoint, console.post("/api/keys", project=project["id"], name="ci")
+
+
+def usage_event(console: ConsolePlatform, endpoint: dict[str, Any], key: dict[str, Any]) -> UsageEvent:
+    now_ms = console.clock.now_ms()
+    return UsageEvent(
+        "req_1", endpoint["organization_id"], endpoint["project_id"], key["id"], endpoint["id"], "dep_1",
+        "acme/mock-chat", "chat.completions", False, "completed", 200, Usage(input=1_000_000), "engine",
+        now_ms, now_ms, now_ms, now_ms,
+    )  # fmt: skip
 
 
 def put(console: ConsolePlatform, path: str, **body: Any) -> Any:
@@ -181,18 +192,12 @@ def test_usage_is_charged_as_it_is_recorded(console: ConsolePlatform) -> None:
     _, endpoint, key = endpoint_and_key(console)
     budget = console.post("/api/budgets", key=key["id"], amount_usd="10", window="day")
     keeper: BudgetKeeper = console.app.state.dependencies.keeper
-    now_ms = console.clock.now_ms()
-    event = UsageEvent(
-        "req_1", endpoint["organization_id"], endpoint["project_id"], key["id"], endpoint["id"], "dep_1",
-        "acme/mock-chat", "chat.completions", False, "completed", 200, Usage(input=1_000_000), "engine",
-        now_ms, now_ms, now_ms, now_ms,
-    )  # fmt: skip
     with console.db.begin() as connection:
-        keeper.charge_usage(connection, [event], console.clock.now_ms())
+        keeper.charge_usage(connection, [usage_event(console, endpoint, key)], console.clock.now_ms())
     shown = console.get(f"/api/budgets/{budget['id']}")
     assert (shown["spent_usd"], shown["remaining_usd"]) == ("0.15", "9.85")
     with console.db.read() as connection:
-        balance = read_balances(connection, {"gateway-1": 7})[0]
+        [balance], _ = read_balances(connection, {"gateway-1": 7})
         assert (balance.budget_id, balance.spent_pico, balance.through) == (
             budget["id"],
             15 * 10**10,
@@ -200,6 +205,21 @@ def test_usage_is_charged_as_it_is_recorded(console: ConsolePlatform) -> None:
         )
     console.clock.advance(86_400_000)
     assert console.get(f"/api/budgets/{budget['id']}")["spent_usd"] == "0"  # another day
+
+
+def test_what_moved_more_than_a_minute_ago_is_no_longer_kept_apart(console: ConsolePlatform) -> None:
+    _, endpoint, key = endpoint_and_key(console)
+    console.post("/api/budgets", key=key["id"], amount_usd="10", window="total")
+    keeper: BudgetKeeper = console.app.state.dependencies.keeper
+    for _ in range(5):
+        with console.db.begin() as connection:
+            keeper.charge_usage(connection, [usage_event(console, endpoint, key)], console.clock.now_ms())
+        console.clock.advance(40_000)
+    with console.db.read() as connection:
+        assert [row.spent_pico for row in connection.execute(select(budget_moves))] == [
+            60 * 10**10,
+            75 * 10**10,
+        ]
 
 
 def test_what_gateways_hold_is_shown_and_forgotten_when_they_fall_silent(console: ConsolePlatform) -> None:

@@ -8,7 +8,15 @@ from sqlalchemy import Connection, event
 
 from access.admission.charging import Charge, charge
 from access.admission.model import BudgetScope, BudgetWindow
-from access.admission.store import StoredBudget, create_budget, list_budgets, read_balances
+from access.admission.store import (
+    EVERYTHING,
+    StoredBudget,
+    announce_balances,
+    create_budget,
+    forget_moves,
+    list_budgets,
+    read_balances,
+)
 from core.database import Database
 
 NOW = 1_760_000_000_000
@@ -17,8 +25,8 @@ DAY = 86_400_000
 
 def _budget(
     connection: Connection, scope: BudgetScope, scope_id: str, amount: int, window: BudgetWindow = "day"
-) -> None:
-    create_budget(
+) -> str:
+    stored = create_budget(
         connection,
         scope=scope,
         scope_id=scope_id,
@@ -29,6 +37,7 @@ def _budget(
         spent_pico=0,
         now_ms=NOW,
     )
+    return stored.budget.id
 
 
 @contextmanager
@@ -121,8 +130,50 @@ def test_balances_are_whole_numbers_whatever_the_database_keeps_them_as(db: Data
         _budget(connection, "key", "key_1", 100)
         _budget(connection, "key", "key_2", 100)
         assert charge(connection, [Charge(NOW, "org_1", "p", "key_1", much)], NOW + 5) == 1
-        found = read_balances(connection, {"gateway-1": 7})
-        [moved] = read_balances(connection, {}, NOW + 5)
+        found, _ = read_balances(connection, {"gateway-1": 7})
+        [moved], _ = read_balances(connection, {}, after=0)
     assert sorted(each.spent_pico for each in found) == [0, much]
     assert all(type(each.spent_pico) is int and each.through == {"gateway-1": 7} for each in found)
     assert (moved.spent_pico, moved.window_ms, moved.version) == (much, NOW - NOW % DAY, NOW + 5)
+
+
+def test_a_gateway_reads_what_moved_since_it_read_last(db: Database) -> None:
+    with db.begin() as connection:
+        budgets = {name: _budget(connection, "key", name, 1000) for name in ("key_1", "key_2")}
+
+    def spend(key_id: str, now_ms: int) -> None:
+        with db.begin() as connection:
+            charge(connection, [Charge(NOW, "org_1", "p", key_id, 1)], now_ms)
+
+    def read(after: int = EVERYTHING) -> tuple[dict[str, int], int]:
+        with db.read() as connection:
+            found, last = read_balances(connection, {}, after)
+        return {each.budget_id: each.spent_pico for each in found}, last
+
+    found, last = read()
+    assert found == {budgets["key_1"]: 0, budgets["key_2"]: 0}
+    spend("key_1", NOW)
+    found, last = read(last)
+    assert found == {budgets["key_1"]: 1}
+    assert read(last) == ({}, last)
+    # Written later by a transaction whose clock is behind: a reader that went by times would never see it.
+    spend("key_2", NOW - 5000)
+    found, last = read(last)
+    assert found == {budgets["key_2"]: 1}
+    spend("key_1", NOW)
+    spend("key_1", NOW)
+    assert read(last)[0] == {budgets["key_1"]: 3}, "the newest of several"
+
+
+def test_who_has_not_read_for_long_reads_every_balance(db: Database) -> None:
+    with db.begin() as connection:
+        budgets = [_budget(connection, "key", f"key_{number}", 1000) for number in range(3)]
+    for number in range(3):
+        with db.begin() as connection:
+            charge(connection, [Charge(NOW, "org_1", "p", f"key_{number}", 1)], NOW)
+            last = announce_balances(connection, NOW)
+    with db.begin() as connection:
+        forget_moves(connection, last)  # the newest stays: numbers go on from it
+        assert [each.budget_id for each in read_balances(connection, {}, last - 1)[0]] == [budgets[2]]
+        assert {each.budget_id for each in read_balances(connection, {}, last - 2)[0]} == set(budgets)
+        assert read_balances(connection, {}, last) == ([], last)

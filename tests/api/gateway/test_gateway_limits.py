@@ -51,8 +51,9 @@ class LimitedGateway(RunningGateway):
     def read_policy(self, scope_id: str) -> ScopePolicy:
         return self.policies.get(scope_id, ScopePolicy("key", scope_id))
 
-    def read_balances(self, since_version: int) -> list[Balance]:
-        return [balance for balance in self.balances if balance.version >= since_version]
+    def read_balances(self, after: int) -> tuple[list[Balance], int]:
+        moved = [balance for balance in self.balances if balance.version > after]
+        return moved, max((balance.version for balance in self.balances), default=0)
 
     def set(self, policy: ScopePolicy) -> None:
         """Change a policy, and let the gateway learn of it."""
