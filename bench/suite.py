@@ -53,6 +53,8 @@ class Suite:
         # Memory first: a process that was loaded before has room left over, and would seem to need none.
         self._rounds("1,000 slow streams", self._memory, proxies, rounds=1)
         self._rounds("plain requests", self._plain, plain | own | {"many-keys"})
+        # What tells our own gateways apart is less than what the rounds of a busy machine differ by: twice as many.
+        self._rounds("plain requests, our own gateways", self._plain, own | {"many-keys"})
         self._rounds("one connection", self._one, plain | own)
         self._rounds("plain requests at half load", self._half, proxies | own)
         self._rounds("streams", self._paced, proxies)
