@@ -67,9 +67,8 @@ def iso(ms: int) -> str:
     return text + _ENDS[ms % 1000]
 
 
-_LAST: Final = [
-    (0, "1970-01-01T00:00:00")
-]  # the second that was told last; a pair, so that threads see it whole
+# The second that was told last: a pair, so that another thread sees it whole.
+_LAST: Final = [(0, "1970-01-01T00:00:00")]
 _ENDS: Final = [f".{ms:03d}Z" for ms in range(1000)]
 
 

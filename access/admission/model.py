@@ -24,6 +24,7 @@ BUDGET_WINDOWS: Final[tuple[BudgetWindow, ...]] = ("day", "month", "total")
 DAY_MS: Final = 86_400_000
 WINDOW_MS: Final = 60_000  # of the limits per minute
 NEVER_MS: Final = -1  # as a retry time: waiting does not help
+ALL_BALANCES: Final = -1  # as the number after which balances moved
 HELD_RETRY_MS: Final = 1000  # when only calls in flight are in the way, whose end nobody knows
 
 MAX_LIMIT: Final = 10**12

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Table, delete, func, insert, select, update
 
 from access.admission.model import (
+    ALL_BALANCES,
     BUDGET_SCOPES,
     Budget,
     BudgetScope,
@@ -27,7 +28,6 @@ from core.ids import new_id
 
 DEFAULT_ALERTS = (50, 80, 100)
 MAX_ALERTS, MAX_ALERT_PERCENT = 20, 1000
-EVERYTHING = -1  # as the number after which balances moved
 
 _LIMIT_NAMES = ("requests_per_minute", "requests_per_day", "tokens_per_minute", "parallel_requests")
 _BUDGET_COLUMNS = [
@@ -297,7 +297,7 @@ def read_policy(connection: Connection, scope_id: str) -> ScopePolicy:
 
 
 def read_balances(
-    connection: Connection, through: Mapping[str, int], after: int = EVERYTHING
+    connection: Connection, through: Mapping[str, int], after: int = ALL_BALANCES
 ) -> tuple[list[Balance], int]:
     """Balances that moved after the number `after` of the last one that was read, and the number of the last of these.
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Protocol
 
 from access.admission.book import PolicyBook
 from access.admission.memory import MemoryAdmission
-from access.admission.model import NEVER_MS, Decision, Refusal, ScopePolicy, describe, seconds
+from access.admission.model import ALL_BALANCES, NEVER_MS, Decision, Refusal, ScopePolicy, describe, seconds
 from access.admission.port import Admission, answered
 from access.admission.values import AdmitRequest, Balance, Figures, Grant, Outcome
 from core.changes import Change
@@ -32,7 +32,6 @@ _TRY_AGAIN_S: Final = 0.5
 _LONGEST_SENSIBLE_WAIT_MS: Final = 60_000  # the official clients do not wait longer; they need not try before
 _MARGIN_S: Final = 60
 EVERYTHING: Final = "*"
-ALL_BALANCES: Final = -1  # as the number after which they moved
 
 
 class PolicySource(Protocol):

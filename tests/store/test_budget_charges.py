@@ -7,9 +7,8 @@ from typing import Any
 from sqlalchemy import Connection, event
 
 from access.admission.charging import Charge, charge
-from access.admission.model import BudgetScope, BudgetWindow
+from access.admission.model import ALL_BALANCES, BudgetScope, BudgetWindow
 from access.admission.store import (
-    EVERYTHING,
     StoredBudget,
     announce_balances,
     create_budget,
@@ -145,7 +144,7 @@ def test_a_gateway_reads_what_moved_since_it_read_last(db: Database) -> None:
         with db.begin() as connection:
             charge(connection, [Charge(NOW, "org_1", "p", key_id, 1)], now_ms)
 
-    def read(after: int = EVERYTHING) -> tuple[dict[str, int], int]:
+    def read(after: int = ALL_BALANCES) -> tuple[dict[str, int], int]:
         with db.read() as connection:
             found, last = read_balances(connection, {}, after)
         return {each.budget_id: each.spent_pico for each in found}, last
