@@ -1,8 +1,8 @@
 """Tables of organizations, projects, keys, limits and budgets."""
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Table, Text, UniqueConstraint
 
-from core.database import metadata
+from core.database import ROW_NUMBER, metadata
 from core.money_column import Pico
 
 organizations = Table(
@@ -87,8 +87,7 @@ budgets = Table(
 budget_moves = Table(
     "budget_moves",
     metadata,
-    # SQLite numbers rows by itself only for a column of type INTEGER.
-    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("seq", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("budget_id", Text, nullable=False),
     Column("window_ms", BigInteger, nullable=False),
     Column("spent_pico", Pico, nullable=False),

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, Column, Connection, Index, Integer, Table, Text, insert, select
+from sqlalchemy import BigInteger, Column, Connection, Index, Table, Text, insert, select
 
-from core.database import metadata
+from core.database import ROW_NUMBER, metadata
 
 MAX_DETAIL = 4000  # characters
 
 audit_log = Table(
     "audit_log",
     metadata,
-    Column("row_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("row_id", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("at_ms", BigInteger, nullable=False),
     Column("actor", Text, nullable=False),  # id of the key, or the name of the part of the platform
     Column("action", Text, nullable=False),  # noun.verb, such as quarantine.drop

@@ -7,15 +7,14 @@ polls; on a gap, or when told `CLEAR`, it forgets everything. Kinds in use: `key
 
 from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, Column, Connection, Integer, Table, Text, delete, func, insert, select
+from sqlalchemy import BigInteger, Column, Connection, Table, Text, delete, func, insert, select
 
-from core.database import metadata
+from core.database import ROW_NUMBER, metadata
 
 changes = Table(
     "changes",
     metadata,
-    # SQLite numbers rows by itself only for a column of type INTEGER.
-    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("seq", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("kind", Text, nullable=False),
     Column("ref", Text, nullable=False),
     Column("at_ms", BigInteger, nullable=False),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, MetaData, create_engine, event
+from sqlalchemy import BigInteger, Connection, Engine, Integer, MetaData, create_engine, event
 from sqlalchemy.pool import QueuePool
 
 metadata = MetaData(
@@ -22,6 +22,9 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+# Of a column that numbers its rows by itself, which SQLite does only for a column of type INTEGER.
+ROW_NUMBER = BigInteger().with_variant(Integer, "sqlite")
 
 _BUSY_TIMEOUT_MS = 10_000
 

@@ -14,15 +14,13 @@ from sqlalchemy import (
     false,
 )
 
-from core.database import metadata
+from core.database import ROW_NUMBER, metadata
 from metering.model import BATCH_SKUS, CALL_SKUS
-
-_AUTO = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only for type INTEGER
 
 usage_events = Table(
     "usage_events",
     metadata,
-    Column("row_id", _AUTO, primary_key=True, autoincrement=True),
+    Column("row_id", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("source", Text, nullable=False),
     Column("event_id", Text, nullable=False),
     Column("payload_hash", Text, nullable=False),  # tells a repeat from a conflict
@@ -177,7 +175,7 @@ journal_progress = Table(
 usage_corrections = Table(
     "usage_corrections",
     metadata,
-    Column("row_id", _AUTO, primary_key=True, autoincrement=True),
+    Column("row_id", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("minute_id", Text, nullable=False, unique=True),  # names it in the ledger
     Column("source", Text, nullable=False),
     Column("event_id", Text, nullable=False),
@@ -220,7 +218,7 @@ usage_corrections = Table(
 quarantine = Table(
     "quarantine",
     metadata,
-    Column("row_id", _AUTO, primary_key=True, autoincrement=True),
+    Column("row_id", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("kind", Text, nullable=False),  # poison | conflict | corrupt
     Column("source", Text, nullable=False),
     Column("event_id", Text, nullable=False),
@@ -238,7 +236,7 @@ quarantine = Table(
 alarms = Table(
     "alarms",
     metadata,
-    Column("row_id", _AUTO, primary_key=True, autoincrement=True),
+    Column("row_id", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("kind", Text, nullable=False),
     Column("source", Text, nullable=False),
     Column("detail", Text, nullable=False),
@@ -260,7 +258,7 @@ metering_state = Table(
 engine_counters = Table(
     "engine_counters",
     metadata,
-    Column("row_id", _AUTO, primary_key=True, autoincrement=True),
+    Column("row_id", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("deployment_id", Text, nullable=False),
     Column("series", Text, nullable=False),  # the replica's id, or the attached server's URL
     Column(

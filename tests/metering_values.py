@@ -7,6 +7,7 @@ import msgspec
 from metering.ingest import Accepted, payload_hash
 from metering.journal import source_of
 from metering.model import BATCH_SKUS, Usage, UsageEvent
+from wire.cloudevents import encode_event_into
 
 MINUTE = 60_000
 NO_BATCH = dict.fromkeys(BATCH_SKUS, 0)
@@ -37,6 +38,15 @@ def event(request_id: str = "req_1", usage: Usage | None = None, **fields: Any) 
         finish_reason="stop",
     )
     return msgspec.structs.replace(base, **fields)
+
+
+def cloudevent(
+    *, event_id: str, source: str, event_type: str, time_ms: int, subject: str, sequence: int, data: object
+) -> bytes:
+    """An event as a gateway writes it."""
+    text = bytearray()
+    encode_event_into(text, event_id, source, event_type, time_ms, subject, sequence, data)
+    return bytes(text)
 
 
 def accepted(found: UsageEvent, gateway: str = "gw-1") -> Accepted:

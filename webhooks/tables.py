@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, Table, Text
 
-from core.database import metadata
+from core.database import ROW_NUMBER, metadata
 
 webhooks = Table(
     "webhooks",
@@ -57,7 +57,7 @@ webhook_deliveries = Table(
 webhook_attempts = Table(
     "webhook_attempts",
     metadata,
-    Column("row_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("row_id", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("message_id", Text, nullable=False),
     Column("webhook_id", Text, nullable=False),
     Column("org_id", Text, nullable=False),

@@ -13,7 +13,7 @@ from core.clock import iso, parse_iso
 from core.errors import Invalid
 from wire.cloudevents_shapes import CloudEvent, Incoming, Outgoing
 
-__all__ = ["MAX_EVENT_BYTES", "CloudEvent", "decode_event", "encode_event", "encode_event_into", "time_ms_of"]
+__all__ = ["MAX_EVENT_BYTES", "CloudEvent", "decode_event", "encode_event_into", "time_ms_of"]
 
 MAX_EVENT_BYTES: Final = 64 * 1024  # what the specification obliges every intermediary to forward
 
@@ -26,15 +26,6 @@ _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Incoming)
 
 
-def encode_event(
-    *, event_id: str, source: str, event_type: str, time_ms: int, subject: str, sequence: int, data: object
-) -> bytes:
-    """The event as JSON, partitioned by its subject; `sequence` is padded so that it sorts as text."""
-    text = bytearray()
-    encode_event_into(text, event_id, source, event_type, time_ms, subject, sequence, data)
-    return bytes(text)
-
-
 def encode_event_into(
     text: bytearray,
     event_id: str,
@@ -45,7 +36,10 @@ def encode_event_into(
     sequence: int,
     data: object,
 ) -> None:
-    """`encode_event` in the place of what `text` holds: one that has held such an event has the room for the next."""
+    """The event as JSON, partitioned by its subject, in the place of what `text` holds.
+
+    A `text` that has held such an event has the room for the next. `sequence` is padded so that it sorts as text.
+    """
     event = Outgoing(
         "1.0", event_id, source, event_type, iso(time_ms), subject,
         "application/json", subject, str(sequence).zfill(20), data,

@@ -68,6 +68,7 @@ class RedisAdmission:
         self._admit = client.register_script(_script("admit"))
         self._settle = client.register_script(_script("settle"))
         self._exchange = client.register_script(_script("exchange"))
+        self._untold: dict[str, Balance] = {}  # newest balances, until Redis has taken them
 
     async def admit(self, request: AdmitRequest) -> Decision:
         """See `Admission`."""
@@ -154,7 +155,8 @@ class RedisAdmission:
         for policy in self._book.policies():
             for budget in policy.budgets:
                 by_org.setdefault(budget.org_id, []).append(budget)
-        new = {balance.budget_id: balance for balance in balances}
+        self._untold.update((balance.budget_id, balance) for balance in balances)
+        new, self._untold = self._untold, {}
         uses: dict[str, BudgetUse] = {}
         for org_id, budgets in by_org.items():
             told = [_balance(new[b.id], b, now_ms) for b in budgets if b.id in new]
@@ -165,6 +167,7 @@ class RedisAdmission:
                 )
             except _FAILURES as error:
                 _log.error("balances could not be exchanged", extra={"reason": str(error)})
+                self._untold = new | self._untold  # told twice does no harm: older versions are ignored
                 return {}
             for budget, (spent, held) in zip(budgets, found, strict=True):
                 uses[budget.id] = BudgetUse(_amount(spent), _amount(held))

@@ -9,8 +9,8 @@ import msgspec
 from functions.event_intake import EventIntake
 from metering.intake import Authority
 from metering.model import USAGE_EVENT_TYPE, Usage, UsageEvent
+from tests.metering_values import cloudevent
 from tests.sim.loop import SimLoop
-from wire.cloudevents import encode_event
 from wire.cloudevents_http import Received, read_structured
 
 SOURCE = "/meters/far-away"
@@ -86,7 +86,7 @@ class OtherMeter:
             first_byte_ms=ended_ms - 5,
             ended_ms=ended_ms,
         )
-        return encode_event(
+        return cloudevent(
             event_id=event_id,
             source=SOURCE,
             event_type=USAGE_EVENT_TYPE,

@@ -14,8 +14,7 @@ from metering.journal import source_of
 from metering.model import USAGE_EVENT_TYPE
 from metering.relay import MAX_BYTES, MAX_RECORDS, Relay
 from metering.segment import SegmentHeader
-from tests.metering_values import T0, event
-from wire.cloudevents import encode_event
+from tests.metering_values import T0, cloudevent, event
 
 folder, kb = Path(sys.argv[1]), int(sys.argv[2])
 db = open_database(f"sqlite:///{folder / 'a.db'}")
@@ -28,7 +27,7 @@ def write(index, first, count):
         file.write(segment.frame(segment.HEADER, first, __import__("msgspec").json.encode(header)))
         for seq in range(first, first + count):
             one = event(f"req_{seq}", engine_request_id="x" * (kb * 1024))
-            payload = encode_event(
+            payload = cloudevent(
                 event_id=one.event_id, source=source_of("gw-1"), event_type=USAGE_EVENT_TYPE,
                 time_ms=one.ended_ms, subject=one.org_id, sequence=seq, data=one)
             file.write(segment.frame(segment.USAGE, seq, payload))

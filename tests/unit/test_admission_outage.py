@@ -1,9 +1,14 @@
 """Redis that cannot be reached, or that lost everything: closed by default, open where an organization chose so."""
 
+import json
+from typing import Any
+
+import pytest
+
 from access.admission.book import PolicyBook
 from access.admission.model import Limits, Refusal, ScopePolicy, describe
 from access.admission.redis_admission import RedisAdmission, connect
-from access.admission.values import Grant, Outcome
+from access.admission.values import Balance, Grant, Outcome
 from functions.gateway.limiter import refused
 from tests.contract.admission_values import NOW, budget, request
 
@@ -23,6 +28,25 @@ async def test_without_redis_calls_are_refused_unless_the_organization_chose_oth
         await admission.renew(grant, NOW + 1)
         await admission.settle(grant, Outcome(1, 1, 1, NOW))
     assert await admission.exchange([], NOW) == {}
+    await admission.close()
+
+
+async def test_balances_that_redis_did_not_take_are_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    book = PolicyBook()
+    book.put(ScopePolicy("organization", "org_1", None, (budget(10**12),)))
+    admission = RedisAdmission(book, "gateway-1", connect("unix:///nowhere/redis.sock"))
+    balance = Balance("budget_org_1", 0, 7, 1, {})
+    assert await admission.exchange([balance], NOW) == {}
+    told = []
+
+    async def taken(*, keys: object, args: list[Any]) -> list[tuple[str, str]]:
+        told.append([each["version"] for each in json.loads(args[0])])
+        return [("0:7", "0:0")]
+
+    monkeypatch.setattr(admission, "_exchange", taken)
+    for _ in range(2):
+        await admission.exchange([], NOW)
+    assert told == [[1], []]
     await admission.close()
 
 

@@ -9,15 +9,14 @@ from hypothesis import strategies as st
 from metering.ingest import Accepted, Poison, _as_written, _examined, accept
 from metering.journal import source_of
 from metering.model import USAGE_EVENT_TYPE, Usage
-from tests.metering_values import T0, event
-from wire.cloudevents import encode_event
+from tests.metering_values import T0, cloudevent, event
 
 SOURCE = source_of("gw-1")
 
 
 def record(**fields: Any) -> bytes:
     found = event(**fields)
-    return encode_event(
+    return cloudevent(
         event_id=found.event_id,
         source=SOURCE,
         event_type=USAGE_EVENT_TYPE,

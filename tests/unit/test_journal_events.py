@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from core.errors import Invalid
 from metering import segment
 from metering.ingest import Accepted, Poison, accept
-from tests.metering_values import event
-from wire.cloudevents import MAX_EVENT_BYTES, decode_event, encode_event
+from tests.metering_values import cloudevent, event
+from wire.cloudevents import MAX_EVENT_BYTES, decode_event
 
 GOOD: dict[str, Any] = {
     "specversion": "1.0",
@@ -95,7 +95,7 @@ def test_an_event_over_the_bound_is_refused() -> None:
 
 @given(st.integers(min_value=0, max_value=253_402_300_799_999), st.integers(min_value=0, max_value=2**63))
 def test_what_is_encoded_is_decoded(time_ms: int, sequence: int) -> None:
-    raw = encode_event(
+    raw = cloudevent(
         event_id="i", source="s", event_type="t", time_ms=time_ms, subject="u", sequence=sequence, data=[1]
     )
     found = decode_event(raw)
@@ -118,7 +118,7 @@ def test_no_bytes_break_the_intake(payload: bytes) -> None:
 def test_no_data_breaks_the_intake(changes: dict[str, Any]) -> None:
     data = {**json.loads(json.dumps(_as_json())), **changes}
     time_ms = data["ended_ms"] if type(data["ended_ms"]) is int and 0 <= data["ended_ms"] < 2**47 else 0
-    raw = encode_event(
+    raw = cloudevent(
         event_id=str(data["request_id"] or "x"),
         source="/gateway/gw-1",
         event_type="ai.farebox.usage.v1",
