@@ -54,7 +54,7 @@ check: $(DEV_STAMP) ## ruff, mypy strict, import-linter, the repository's own te
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/repo
-	$(BIN)/python -m pytest --collect-only --quiet >/dev/null  # leaves their bytecode for all workers, too
+	found=$$($(BIN)/python -m pytest --collect-only --quiet) || { echo "$$found"; exit 1; }  # leaves their bytecode, too
 
 fmt: $(DEV_STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
