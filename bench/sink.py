@@ -311,6 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when everything was measured, whether or not the targets are met; 1 when it could not be."""
     chosen = _parser().parse_args(arguments)
     need_gb = 1 + chosen.events * 2.5 / 1e6
+    chosen.folder.mkdir(parents=True, exist_ok=True)
     free_gb = shutil.disk_usage(chosen.folder).free / 1e9
     if free_gb < need_gb:
         sys.stderr.write(
