@@ -44,6 +44,13 @@ def pin(pid: int, core: int) -> None:
             os.sched_setaffinity(int(thread), {core})
 
 
+def give_way(pid: int) -> None:
+    """Every thread that a running process has now runs only while nobody else wants its core; later ones inherit it."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+
+
 def many_files() -> None:
     """1,000 streams are 2,000 sockets in a proxy; children inherit the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -165,6 +165,9 @@ def _running(home: Path, *, durable: bool) -> Iterator[Platform]:
         await_ready(platform)
         # The gateway inherited the measured core; whatever else there is goes elsewhere.
         machine.pin(process.pid, machine.REST_CORE)
+        if machine.REST_CORE == machine.LOAD_CORE:
+            # The load side of no other proxy has to wait for somebody.
+            machine.give_way(process.pid)
         yield platform
     finally:
         children = platform.children() if process.poll() is None else []
