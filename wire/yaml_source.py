@@ -21,7 +21,8 @@ _MAX_NODES = 20_000
 Path = tuple[str | int, ...]
 
 _FAST: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_INT: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
+_INT: Final = re.compile(r"[-+]?[0-9]+")  # to the base of ten, whatever it begins with
+_MAX_DIGITS = 18
 _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]{1,40}|[0-9]{1,40}(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,3})?")
 _NAMED: Final[dict[str, bool | None]] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
@@ -170,9 +171,10 @@ def _scalar(event: Any, path: Path, line: int) -> Any:
     if text in _NAMED:
         return _NAMED[text]
     if _INT.fullmatch(text):
+        if len(text.lstrip("+-")) > _MAX_DIGITS:
+            said = f"a number of more than {_MAX_DIGITS} digits; put it in quotes if it is a text"
+            raise invalid(said, path, line)
         return int(text)
     if _FLOAT.fullmatch(text):
         return float(text)
-    if text[0].isdigit() and text.replace("_", "").isdigit() and len(text) > 18:
-        raise invalid("a number of more than 18 digits; put it in quotes if it is a text", path, line)
     return text
