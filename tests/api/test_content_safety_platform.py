@@ -38,6 +38,8 @@ def test_the_switch_of_an_endpoint(tmp_path: Path) -> None:
         wait_until(lambda: call() == 200)
         assert client.serverless_endpoints.get("my-chat")["content_safety"] == "disabled"
         assert client.serverless_endpoints.update("my-chat", tags={"a": "b"})["tags"] == {"a": "b"}
+        platform.cli("serverless-endpoint", "update", "my-chat", "--no-tags")
+        assert client.serverless_endpoints.get("my-chat")["tags"] == {}
         client.serverless_endpoints.update("my-chat", content_safety="enabled")
         wait_until(lambda: call() == 400)
         actions = [each["action"] for each in client.audit.list()["data"]]

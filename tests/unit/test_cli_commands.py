@@ -146,6 +146,12 @@ COMMANDS: list[tuple[str, list[str], Any, tuple[str, str, Any]]] = [
         ("PATCH", f"{ENDPOINTS}/my-chat", {"content_safety": "disabled"}),
     ),
     (
+        "serverless-endpoint update my-chat --no-tags",
+        ["scoring_uri"],
+        ENDPOINT | {"content_safety": "disabled"},
+        ("PATCH", f"{ENDPOINTS}/my-chat", {"tags": {}}),
+    ),
+    (
         "serverless-endpoint suspend my-chat",
         ["Suspended my-chat"],
         ENDPOINT | {"state": "Suspended"},

@@ -130,6 +130,8 @@ def test_nobody_listens(stub: Stub) -> None:
         (["serverless-endpoint", "create", "n"], "farebox model list"),
         (["serverless-endpoint", "create", "n", "--model", "m", "--tag", "x"], "name=value"),
         (["serverless-endpoint", "create", "n", "--model", "m", "--tag", "x=1", "--tag", "x=2"], "twice"),
+        (["serverless-endpoint", "update", "n"], "nothing to change"),
+        (["serverless-endpoint", "update", "n", "--tag", "x=1", "--no-tags"], "either --tag or --no-tags"),
         (["serverless-endpoint", "get-logs", "n", "--lines", "0"], "1<=x"),
         (["usage", "--by", "moddel"], "did you mean model"),
         (["usage", "--from", "yesterday"], "2026-01-31"),

@@ -166,6 +166,7 @@ def _tags_of(tags: object, path: str) -> dict[str, str]:
     examples=[
         "farebox serverless-endpoint update my-qwen --content-safety disabled",
         "farebox serverless-endpoint update my-qwen --tag team=search --tag stage=prod",
+        "farebox serverless-endpoint update my-qwen --no-tags",
     ],
 )
 @click.argument("name")
@@ -178,16 +179,19 @@ def _tags_of(tags: object, path: str) -> dict[str, str]:
     metavar="K=V",
     help="A tag; may be repeated. Those given replace all there are.",
 )
+@click.option("--no-tags", is_flag=True, help="Take all tags away.")
 @pass_state
 def endpoint_update(
-    state: State, name: str, content_safety: ContentSafety | None, tags: Mapping[str, str]
+    state: State, name: str, content_safety: ContentSafety | None, tags: Mapping[str, str], no_tags: bool
 ) -> None:
     """Change an endpoint's content check or its tags. Calls go on meanwhile."""
-    if content_safety is None and not tags:
-        raise click.UsageError("nothing to change: add --content-safety or --tag")
+    if tags and no_tags:
+        raise click.UsageError("give either --tag or --no-tags")
+    if content_safety is None and not tags and not no_tags:
+        raise click.UsageError("nothing to change: add --content-safety, --tag or --no-tags")
     with _suggesting_endpoint(state, name):
         changed = state.client.serverless_endpoints.update(
-            name, tags=tags or None, content_safety=content_safety
+            name, tags=tags if tags or no_tags else None, content_safety=content_safety
         )
     _note_unchecked(content_safety, changed)
     print_object(state, changed)
