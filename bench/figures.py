@@ -37,6 +37,8 @@ FIGURES = (
     Figure("cpu", "… CPU per request, the process alone", "µs", 1, compared=True),
     Figure("platform_cpu", "… CPU per request, the whole platform", "µs", 1, compared=True),
     Figure("load_busy", "… load generator and engine, share of their core", "%"),
+    Figure("same_rate", "plain, as many a second of each of our own: requests/s", ""),
+    Figure("same_cpu", "… CPU per request, the process alone", "µs", 1),
     Figure("one_p50", "plain, 1 connection: latency p50", "ms", 3),
     Figure("one_cpu", "… CPU per request", "µs", 1, compared=True),
     Figure("half_p50", "plain, half its load: added to a direct call p50", "ms", 2),
@@ -101,6 +103,7 @@ class Check:
 def checks(samples: Samples) -> list[Check]:
     """Every target whose figures were measured in this run."""
     share = samples.ratio("memory-journal", "cpu", "farebox")
+    same_share = samples.ratio("memory-journal", "same_cpu", "farebox")
     candidates: tuple[tuple[str, Spread | None, str, float, float | None], ...] = (
         ("CPU per plain request ÷ Envoy", samples.ratio("farebox", "cpu", "envoy"), "×", 1.5, 1.0),
         ("CPU per chunk ÷ Envoy", samples.ratio("farebox", "chunk", "envoy"), "×", 1.5, 1.0),
@@ -133,7 +136,15 @@ def checks(samples: Samples) -> list[Check]:
             1.1,
             None,
         ),
+        (
+            "many keys and endpoints ÷ one, as many requests a second of both",
+            samples.ratio("many-keys", "same_cpu", "farebox"),
+            "×",
+            1.1,
+            None,
+        ),
         ("durable metering's share of CPU per request", _share(share), "%", 25.0, None),
+        ("durable metering's share, as many requests a second of both", _share(same_share), "%", 25.0, None),
         (
             "added to an answer by the commit at half load, p50",
             samples.difference("farebox", "half_p50", "memory-journal"),

@@ -24,6 +24,8 @@ _DISTURBED = 0.15  # of a core taken by strangers: the measurement is repeated
 _REPEATS = 2
 _CHUNKS_PER_S = 100
 _WARM_S = 1.5
+_OWN = ("farebox", "memory-journal", "many-keys")
+_SAME_RATE = 0.6  # of what the slowest of our own gateways answered with all callers at it
 
 
 @dataclass
@@ -49,12 +51,16 @@ class Suite:
         """Everything. BenchError when our own platform fails or does not meter what was served."""
         plain = {"direct", "farebox", "envoy", "nginx", "litellm"}
         own = {"farebox", "memory-journal"}
+        all_own = set(_OWN)
         proxies = plain - {"direct"}
         # Memory first: a process that was loaded before has room left over, and would seem to need none.
         self._rounds("1,000 slow streams", self._memory, proxies, rounds=1)
-        self._rounds("plain requests", self._plain, plain | own | {"many-keys"})
+        self._rounds("plain requests", self._plain, plain | all_own)
         # What tells our own gateways apart is less than what the rounds of a busy machine differ by: twice as many.
-        self._rounds("plain requests, our own gateways", self._plain, own | {"many-keys"})
+        self._rounds("plain requests, our own gateways", self._plain, all_own)
+        self._rounds(
+            "plain requests, our own gateways at one rate", self._same_rate, all_own, 2 * self.rounds
+        )
         self._rounds("one connection", self._one, plain | own)
         self._rounds("plain requests at half load", self._half, proxies | own)
         self._rounds("streams", self._paced, proxies)
@@ -124,6 +130,13 @@ class Suite:
             caused = (target.control_cpu_s() - control) * 1e6 / found.all_requests
             values["platform_cpu"] = found.cpu_us_request + caused
         return values
+
+    def _same_rate(self, target: Target) -> dict[str, float]:
+        # A call costs less the more of them there are at once: as many a second of each, or there is nothing to compare.
+        names = {each.name for each in self.targets}
+        rate = _SAME_RATE * min(self._median(name, "rps") for name in _OWN if name in names)
+        flags = ("-c", "32", "-rate", f"{rate:.0f}", *self._window(), *self._spread_over_keys(target))
+        return {"same_cpu": self._load(target, PLAIN, *flags).cpu_us_request, "same_rate": rate}
 
     def _one(self, target: Target) -> dict[str, float]:
         found = self._load(target, PLAIN, "-c", "1", *self._window())

@@ -112,6 +112,21 @@ def test_targets_are_judged_on_the_median() -> None:
     assert found["CPU per request, many keys and endpoints ÷ one"].measured.median == pytest.approx(1.1)
 
 
+def test_our_own_gateways_are_compared_at_one_rate_too() -> None:
+    samples = _samples(
+        farebox={"cpu": [100.0], "same_cpu": [120.0, 110.0]},
+        memory_journal={"cpu": [70.0], "same_cpu": [132.0, 99.0]},
+        many_keys={"cpu": [125.0], "same_cpu": [126.0, 110.0]},
+    )
+    found = {check.what: check for check in checks(samples)}
+    of_both = "as many requests a second of both"
+    assert not found["CPU per request, many keys and endpoints ÷ one"].met
+    assert found[f"many keys and endpoints ÷ one, {of_both}"].measured == Spread(1.025, 1.0, 1.05)
+    assert not found["durable metering's share of CPU per request"].met
+    share = found[f"durable metering's share, {of_both}"].measured
+    assert (share.median, share.low, share.high) == pytest.approx((0.0, -10.0, 10.0))
+
+
 def test_exactly_the_target_is_met() -> None:
     assert Check("x", Spread(1.5, 1.0, 2.0), "×", 1.5).met
     assert not Check("x", Spread(1.51, 1.0, 2.0), "×", 1.5).met
